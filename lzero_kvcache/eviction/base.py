@@ -1,0 +1,67 @@
+from abc import ABC, abstractmethod
+from typing import Optional
+
+from ding.utils.registry import Registry
+
+EVICTION_REGISTRY = Registry()
+
+
+class EvictionPolicy(ABC):
+    """
+    Overview:
+        Decides which slot of a full pool makes room. A policy sees slot numbers and priorities, never keys or
+        values, so it works for any pool. Register a subclass to make it a legal ``strategy`` of a config:
+
+        >>> @EVICTION_REGISTRY.register('my_strategy')
+        ... class MyEviction(EvictionPolicy):
+        ...     ...
+
+        The arguments of the subclass's ``__init__`` are the options of its strategy:
+        ``strategy=dict(type='my_strategy', option=1)``.
+    """
+
+    @abstractmethod
+    def insert(self, slot: int, priority: Optional[float] = None) -> None:
+        """
+        Overview:
+            A new entry has taken ``slot``.
+        Arguments:
+            - slot (:obj:`int`): A slot that the policy does not hold.
+            - priority (:obj:`Optional[float]`): The priority that came with the entry, if any.
+        """
+
+    @abstractmethod
+    def remove(self, slot: int) -> None:
+        """
+        Overview:
+            The entry of ``slot`` has left the pool.
+        Arguments:
+            - slot (:obj:`int`): A slot that the policy holds.
+        """
+
+    @abstractmethod
+    def victim(self) -> int:
+        """
+        Overview:
+            The slot to evict next. The policy keeps holding it until ``remove``.
+        Returns:
+            - slot (:obj:`int`): One of the slots that the policy holds, of which there is at least one.
+        """
+
+    def touch(self, slot: int) -> None:
+        """
+        Overview:
+            The entry of ``slot`` has been read.
+        Arguments:
+            - slot (:obj:`int`): A slot that the policy holds.
+        """
+
+    def update(self, slot: int, priority: Optional[float] = None) -> None:
+        """
+        Overview:
+            The entry of ``slot`` has been overwritten under the same key. By default this counts as a read.
+        Arguments:
+            - slot (:obj:`int`): A slot that the policy holds.
+            - priority (:obj:`Optional[float]`): The priority that came with the new value, if any.
+        """
+        self.touch(slot)

@@ -1,0 +1,24 @@
+from typing import Dict, Optional
+
+from .base import EVICTION_REGISTRY, EvictionPolicy
+
+
+@EVICTION_REGISTRY.register('fifo')
+class FIFOEviction(EvictionPolicy):
+    """
+    Overview:
+        First in, first out: the entry that has been in the pool longest goes first, however often it was read.
+        Every operation costs O(1).
+    """
+
+    def __init__(self) -> None:
+        self._slots: Dict[int, None] = {}
+
+    def insert(self, slot: int, priority: Optional[float] = None) -> None:
+        self._slots[slot] = None
+
+    def remove(self, slot: int) -> None:
+        del self._slots[slot]
+
+    def victim(self) -> int:
+        return next(iter(self._slots))

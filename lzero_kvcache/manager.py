@@ -1,0 +1,188 @@
+from typing import Any, Callable, Dict, Hashable, List, Optional
+
+from .config import KVCacheConfig, PoolConfig
+from .pool import KVCachePool, check_pool_size
+from .stats import CacheStats
+
+
+class KVCacheManager:
+    """
+    Overview:
+        The three kinds of pool of one world model: ``init_pools`` (root contexts, one pool per environment, carried from
+        step to step), ``recur_pool`` (nodes of the running search, all environments) and ``wm_pool`` (rows of the last
+        inference).
+    Arguments:
+        - config (:obj:`Any`): An EasyDict or any object with attributes, normally ``world_model_cfg``. Read are
+            ``kv_cache`` (see ``KVCacheConfig``), ``num_simulations`` (default 50) and ``game_segment_length``, the
+            latter two for the sizes that ``kv_cache`` leaves open.
+        - env_num (:obj:`int`): The number of environments.
+        - enable_stats (:obj:`bool`): Whether the pools count; False overrides ``kv_cache.enable_stats``.
+        - on_release (:obj:`Optional[Callable]`): Called with each value that leaves a pool.
+    Raises:
+        - ValueError: If the config is not valid or ``env_num`` is below 1.
+    """
+
+    def __init__(
+            self,
+            config: Any,
+            env_num: int,
+            enable_stats: bool = True,
+            on_release: Optional[Callable[[Any], None]] = None,
+    ) -> None:
+        self.env_num = check_pool_size(env_num, 'env_num')
+        self.config = KVCacheConfig.from_world_model_config(config) or KVCacheConfig()
+        self.enable_stats = enable_stats and self.config.enable_stats
+        num_simulations = getattr(config, 'num_simulations', None) or 50
+        init_size = getattr(config, 'game_segment_length', None) or max(256, 2 * num_simulations)
+
+        def build(name: str, pool_config: PoolConfig, default_size: int) -> KVCachePool:
+            size = default_size if pool_config.size is None else pool_config.size
+            return KVCachePool(size, self.config.strategy_of(pool_config), self.enable_stats, name, on_release)
+
+        self.init_pools: List[KVCachePool] = [
+            build(f'init_pools[{env_id}]', self.config.init_pool, init_size) for env_id in range(env_num)
+        ]
+        self.recur_pool = build('recur_pool', self.config.recur_pool, num_simulations * env_num)
+        self.wm_pool = build('wm_pool', self.config.wm_pool, env_num)
+
+    def get_init_cache(self, env_id: int, key: Hashable) -> Optional[Any]:
+        """
+        Overview:
+            Look a root context up.
+        Arguments:
+            - env_id (:obj:`int`): The environment.
+            - key (:obj:`Union[int, str]`): The key.
+        Returns:
+            - kv (:obj:`Optional[Any]`): What was set, or None.
+        Raises:
+            - ValueError: If there is no such environment.
+        """
+        return self._init_pool(env_id).get(key)
+
+    def set_init_cache(self, env_id: int, key: Hashable, kv: Any, priority: Optional[float] = None) -> int:
+        """
+        Overview:
+            Store a root context.
+        Arguments:
+            - env_id (:obj:`int`): The environment.
+            - key (:obj:`Union[int, str]`): The key.
+            - kv (:obj:`Any`): The value, kept by reference.
+            - priority (:obj:`Optional[float]`): For the strategies that look at it.
+        Returns:
+            - slot (:obj:`int`): The slot in the environment's pool.
+        Raises:
+            - ValueError: If there is no such environment.
+        """
+        return self._init_pool(env_id).set(key, kv, priority)
+
+    def get_recur_cache(self, key: Hashable) -> Optional[Any]:
+        """
+        Overview:
+            Look a search node up. Arguments and result as ``KVCachePool.get``.
+        """
+        return self.recur_pool.get(key)
+
+    def set_recur_cache(self, key: Hashable, kv: Any, priority: Optional[float] = None) -> int:
+        """
+        Overview:
+            Store a search node. Arguments and result as ``KVCachePool.set``.
+        """
+        return self.recur_pool.set(key, kv, priority)
+
+    def get_wm_cache(self, key: Hashable) -> Optional[Any]:
+        """
+        Overview:
+            Look a row of the last inference up. Arguments and result as ``KVCachePool.get``.
+        """
+        return self.wm_pool.get(key)
+
+    def set_wm_cache(self, key: Hashable, kv: Any, priority: Optional[float] = None) -> int:
+        """
+        Overview:
+            Store a row of the last inference. Arguments and result as ``KVCachePool.set``.
+        """
+        return self.wm_pool.set(key, kv, priority)
+
+    def hierarchical_get(self, env_id: int, key: Hashable) -> Optional[Any]:
+        """
+        Overview:
+            Look a context up, among the environment's root contexts first, then among the search nodes.
+        Arguments:
+            - env_id (:obj:`int`): The environment.
+            - key (:obj:`Union[int, str]`): The key.
+        Returns:
+            - kv (:obj:`Optional[Any]`): What was set, or None.
+        Raises:
+            - ValueError: If there is no such environment.
+        """
+        kv = self.get_init_cache(env_id, key)
+        return self.get_recur_cache(key) if kv is None else kv
+
+    def pools(self) -> Dict[str, List[KVCachePool]]:
+        """
+        Overview:
+            All pools by kind: 'init_pools', 'recur_pool', 'wm_pool'.
+        """
+        return {'init_pools': self.init_pools, 'recur_pool': [self.recur_pool], 'wm_pool': [self.wm_pool]}
+
+    def total_stats(self) -> Dict[str, CacheStats]:
+        """
+        Overview:
+            A copy of the statistics by kind of pool, the environments' pools added up.
+        """
+        return {kind: sum((pool.stats for pool in pools), CacheStats()) for kind, pools in self.pools().items()}
+
+    def clear_all(self) -> None:
+        """
+        Overview:
+            Remove every entry of every pool. The statistics stay.
+        """
+        self.clear_init_caches()
+        self.clear_recur_cache()
+        self.wm_pool.clear()
+
+    def clear_init_caches(self) -> None:
+        """
+        Overview:
+            Remove all root contexts.
+        """
+        for pool in self.init_pools:
+            pool.clear()
+
+    def clear_recur_cache(self) -> None:
+        """
+        Overview:
+            Remove all search nodes.
+        """
+        self.recur_pool.clear()
+
+    def reset_stats(self) -> None:
+        """
+        Overview:
+            Let every pool count from zero again. The entries stay.
+        """
+        for pools in self.pools().values():
+            for pool in pools:
+                pool.stats.reset()
+
+    def get_stats_summary(self) -> Dict[str, Any]:
+        """
+        Overview:
+            The statistics of every pool as text.
+        Returns:
+            - summary (:obj:`Dict[str, Any]`): ``{'stats_enabled': True, 'init_pools': {'env_0': 'CacheStats(...)', ...},
+                'recur_pool': 'CacheStats(...)', 'wm_pool': 'CacheStats(...)'}``, or ``{'stats_enabled': False}``.
+        """
+        if not self.enable_stats:
+            return {'stats_enabled': False}
+        return {
+            'stats_enabled': True,
+            'init_pools': {f'env_{env_id}': str(pool.stats) for env_id, pool in enumerate(self.init_pools)},
+            'recur_pool': str(self.recur_pool.stats),
+            'wm_pool': str(self.wm_pool.stats),
+        }
+
+    def _init_pool(self, env_id: int) -> KVCachePool:
+        if isinstance(env_id, bool) or not isinstance(env_id, int) or not 0 <= env_id < self.env_num:
+            raise ValueError(f'env_id is {env_id!r}: allowed are the integers 0 to {self.env_num - 1}')
+        return self.init_pools[env_id]

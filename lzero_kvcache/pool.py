@@ -1,0 +1,169 @@
+from numbers import Integral, Real
+from typing import Any, Callable, Dict, Hashable, Iterator, List, Optional
+
+from .eviction import EvictionStrategy, build_eviction_policy
+from .eviction.strategy import StrategyLike
+from .stats import CacheStats
+
+
+def check_pool_size(size: Any, key_path: str) -> int:
+    """
+    Overview:
+        Check the size of a pool as users write it.
+    Arguments:
+        - size (:obj:`Any`): The number of entries.
+        - key_path (:obj:`str`): Where the value stands in the user's config, for the error message.
+    Returns:
+        - size (:obj:`int`): The same number.
+    Raises:
+        - ValueError: If it is no integer of at least 1.
+    """
+    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+        raise ValueError(f'{key_path} is {size!r}: allowed is an integer of at least 1 (entries)')
+    return size
+
+
+class KVCachePool:
+    """
+    Overview:
+        A bounded map from keys to cached values. A full pool evicts by its strategy. The pool keeps what it is given
+        by reference and never looks inside. Get, set and eviction cost O(1) (O(log n) with 'priority') at any size.
+    Arguments:
+        - pool_size (:obj:`int`): The number of entries that fit.
+        - eviction_strategy (:obj:`Union[EvictionStrategy, str, dict]`): A member of ``EvictionStrategy``, a name in
+            ``EVICTION_REGISTRY``, or ``dict(type=name, **options)``.
+        - enable_stats (:obj:`bool`): Whether ``stats`` counts.
+        - name (:obj:`str`): The pool's name, for error messages.
+        - on_release (:obj:`Optional[Callable]`): Called with each value that leaves the pool by eviction, by being
+            overwritten, or by ``clear``.
+    Raises:
+        - ValueError: On a size below 1 or a strategy that is not registered.
+    """
+
+    def __init__(
+            self,
+            pool_size: int,
+            eviction_strategy: StrategyLike = EvictionStrategy.FIFO,
+            enable_stats: bool = True,
+            name: str = 'default',
+            on_release: Optional[Callable[[Any], None]] = None,
+    ) -> None:
+        self.name = name
+        self.pool_size = check_pool_size(pool_size, f"pool_size of pool '{name}'")
+        self.enable_stats = enable_stats
+        self.stats = CacheStats()
+        self._strategy = eviction_strategy
+        self._on_release = on_release
+        self._reset_index()
+
+    def _reset_index(self) -> None:
+        self.eviction_policy = build_eviction_policy(
+            self._strategy, f"eviction_strategy of pool '{self.name}'"
+        )
+        self._slot_of_key: Dict[Hashable, int] = {}
+        self._key_of_slot: Dict[int, Hashable] = {}
+        self._value_of_slot: Dict[int, Any] = {}
+        self._free_slots: List[int] = []
+
+    def set(self, key: Hashable, kv: Any, priority: Optional[float] = None) -> int:
+        """
+        Overview:
+            Store ``kv`` under ``key``, overwriting what the key had, else evicting an entry if the pool is full.
+        Arguments:
+            - key (:obj:`Union[int, str]`): The key.
+            - kv (:obj:`Any`): The value, kept by reference.
+            - priority (:obj:`Optional[float]`): For the strategies that look at it; None keeps a key's former priority.
+        Returns:
+            - slot (:obj:`int`): The slot of the entry. The same key keeps its slot.
+        Raises:
+            - ValueError: If the key is neither an int nor a string, or the priority is no number.
+        """
+        if not isinstance(key, (Integral, str)):
+            raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
+        if priority is not None and (not isinstance(priority, Real) or priority != priority):
+            raise ValueError(f"priority of key {key!r} in pool '{self.name}' is {priority!r}: allowed is a number")
+        slot = self._slot_of_key.get(key)
+        if slot is not None:
+            replaced = self._value_of_slot[slot]
+            self._value_of_slot[slot] = kv
+            self.eviction_policy.update(slot, priority)
+            if replaced is not kv:
+                self._release(replaced)
+            return slot
+        if len(self) >= self.pool_size:
+            self._evict()
+        slot = self._free_slots.pop() if self._free_slots else len(self._slot_of_key)
+        self._slot_of_key[key] = slot
+        self._key_of_slot[slot] = key
+        self._value_of_slot[slot] = kv
+        self.eviction_policy.insert(slot, priority)
+        return slot
+
+    def get(self, key: Hashable) -> Optional[Any]:
+        """
+        Overview:
+            Look ``key`` up. This counts as a query and as a use of the entry.
+        Arguments:
+            - key (:obj:`Union[int, str]`): The key.
+        Returns:
+            - kv (:obj:`Optional[Any]`): The very object that was set, or None.
+        """
+        slot = self._slot_of_key.get(key)
+        if self.enable_stats:
+            self.stats.count_query(slot is not None)
+        if slot is None:
+            return None
+        self.eviction_policy.touch(slot)
+        return self._value_of_slot[slot]
+
+    def resize(self, pool_size: int) -> None:
+        """
+        Overview:
+            Change the number of entries that fit. Shrinking evicts in the strategy's order; what stays keeps its slot.
+        Arguments:
+            - pool_size (:obj:`int`): The new size.
+        Raises:
+            - ValueError: If it is below 1.
+        """
+        self.pool_size = check_pool_size(pool_size, f"pool_size of pool '{self.name}'")
+        while len(self) > self.pool_size:
+            self._evict()
+
+    def clear(self) -> None:
+        """
+        Overview:
+            Remove all entries. The statistics stay, and what leaves this way does not count as evicted.
+        """
+        leaving = list(self._value_of_slot.values()) if self._on_release is not None else []
+        self._reset_index()
+        for kv in leaving:
+            self._release(kv)
+
+    def keys(self) -> Iterator[Hashable]:
+        """
+        Overview:
+            The keys of all entries, in no particular order.
+        """
+        return iter(self._slot_of_key)
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._slot_of_key
+
+    def __len__(self) -> int:
+        return len(self._slot_of_key)
+
+    def __repr__(self) -> str:
+        return f"KVCachePool(name='{self.name}', entries={len(self)}, pool_size={self.pool_size}, stats={self.stats})"
+
+    def _evict(self) -> None:
+        slot = self.eviction_policy.victim()
+        self.eviction_policy.remove(slot)
+        del self._slot_of_key[self._key_of_slot.pop(slot)]
+        self._free_slots.append(slot)
+        if self.enable_stats:
+            self.stats.evictions += 1
+        self._release(self._value_of_slot.pop(slot))
+
+    def _release(self, kv: Any) -> None:
+        if self._on_release is not None:
+            self._on_release(kv)

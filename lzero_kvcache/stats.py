@@ -1,0 +1,72 @@
+from dataclasses import dataclass
+
+
+@dataclass
+class CacheStats:
+    """
+    Overview:
+        What a pool has been asked for and what it found.
+    Arguments:
+        - hits (:obj:`int`): Queries that found an entry.
+        - misses (:obj:`int`): Queries that found none.
+        - evictions (:obj:`int`): Entries that left because the pool was full or shrank.
+        - total_queries (:obj:`int`): ``hits + misses``.
+    """
+    hits: int = 0
+    misses: int = 0
+    evictions: int = 0
+    total_queries: int = 0
+
+    @property
+    def hit_rate(self) -> float:
+        """
+        Overview:
+            The share of queries that found an entry, 0.0 with no query.
+        """
+        return self.hits / self.total_queries if self.total_queries else 0.0
+
+    @property
+    def miss_rate(self) -> float:
+        """
+        Overview:
+            The share of queries that found no entry, 1.0 with no query.
+        """
+        return 1.0 - self.hit_rate
+
+    def reset(self) -> None:
+        """
+        Overview:
+            Count from zero again.
+        """
+        self.hits = self.misses = self.evictions = self.total_queries = 0
+
+    def count_query(self, hit: bool) -> None:
+        """
+        Overview:
+            Count one query.
+        Arguments:
+            - hit (:obj:`bool`): Whether it found an entry.
+        """
+        self.total_queries += 1
+        if hit:
+            self.hits += 1
+        else:
+            self.misses += 1
+
+    def __add__(self, other: 'CacheStats') -> 'CacheStats':
+        return CacheStats(
+            self.hits + other.hits, self.misses + other.misses, self.evictions + other.evictions,
+            self.total_queries + other.total_queries
+        )
+
+    def __sub__(self, earlier: 'CacheStats') -> 'CacheStats':
+        return CacheStats(
+            self.hits - earlier.hits, self.misses - earlier.misses, self.evictions - earlier.evictions,
+            self.total_queries - earlier.total_queries
+        )
+
+    def __str__(self) -> str:
+        return (
+            f'CacheStats(hits={self.hits}, misses={self.misses}, evictions={self.evictions}, '
+            f'total_queries={self.total_queries}, hit_rate={self.hit_rate:.2%})'
+        )
