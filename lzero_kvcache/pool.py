@@ -116,6 +116,18 @@ class KVCachePool:
         self.eviction_policy.touch(slot)
         return self._value_of_slot[slot]
 
+    def peek(self, key: Hashable) -> Optional[Any]:
+        """
+        Overview:
+            Look ``key`` up without counting a query or a use.
+        Arguments:
+            - key (:obj:`Union[int, str]`): The key.
+        Returns:
+            - kv (:obj:`Optional[Any]`): The very object that was set, or None.
+        """
+        slot = self._slot_of_key.get(key)
+        return None if slot is None else self._value_of_slot[slot]
+
     def resize(self, pool_size: int) -> None:
         """
         Overview:

@@ -1,0 +1,3 @@
+from .models import SampledUniZeroKVCacheModel, UniZeroKVCacheModel
+
+__all__ = ['SampledUniZeroKVCacheModel', 'UniZeroKVCacheModel']

@@ -1,0 +1,168 @@
+from contextlib import contextmanager
+from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+
+import torch
+from lzero.model.unizero_world_models.world_model import WorldModel
+
+from ..config import KVCacheConfig
+from ..manager import KVCacheManager
+from .legacy import LegacyInference
+from .managed import ManagedInference, RootEnvironments
+from .stock_names import bind_stock_names
+from .validated import ValidatedInference
+
+INFERENCES = {'managed': ManagedInference, 'validate': ValidatedInference}
+
+
+class KVCacheWorldModelMixin:
+    """
+    Overview:
+        Puts the managed cache under LightZero's ``WorldModel``: root inference and the recurrent inference of the search
+        go through ``kv_cache_manager`` as ``config.kv_cache`` asks. Without that entry, and in mode 'legacy', the stock
+        code runs. Parameters, buffers and ``state_dict`` are the stock model's.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.configure_kv_cache()
+
+    def configure_kv_cache(
+            self,
+            num_simulations: Optional[int] = None,
+            env_num: Optional[int] = None,
+            game_segment_length: Optional[int] = None,
+    ) -> None:
+        """
+        Overview:
+            Set the cache up, empty, as ``config.kv_cache`` asks. What is not given is taken from the model's config.
+        Arguments:
+            - num_simulations (:obj:`Optional[int]`): Simulations per search (default 50).
+            - env_num (:obj:`Optional[int]`): Environments.
+            - game_segment_length (:obj:`Optional[int]`): Steps per game segment.
+        Raises:
+            - ValueError: If the config is not valid or the model's window is too short for a cache.
+        """
+        self._kv_cache_roots = RootEnvironments()
+        config = KVCacheConfig.from_world_model_config(self.config)
+        if config is None or config.mode == 'legacy':
+            self._kv_cache_inference = LegacyInference()
+            return
+        self._kv_cache_inference = INFERENCES[config.mode](
+            self,
+            config,
+            env_num=env_num or self.env_num,
+            num_simulations=num_simulations or getattr(self.config, 'num_simulations', None) or 50,
+            game_segment_length=game_segment_length or getattr(self.config, 'game_segment_length', None),
+        )
+        bind_stock_names(self, config.mode)
+
+    @property
+    def kv_cache_manager(self) -> Optional[KVCacheManager]:
+        """
+        Overview:
+            The pools of this world model, or None where the stock code runs.
+        """
+        return self._kv_cache_inference.manager
+
+    @property
+    def kv_cache_inference(self) -> Any:
+        """
+        Overview:
+            What stands behind the hooks: ``ManagedInference``, ``ValidatedInference`` or ``LegacyInference``.
+        """
+        return self._kv_cache_inference
+
+    @contextmanager
+    def kv_cache_roots(self, phase: str, env_ids: Sequence[int]) -> Iterator[None]:
+        """
+        Overview:
+            Say whose observations the root inferences within the ``with`` block are given.
+        Arguments:
+            - phase (:obj:`str`): 'collect' or 'eval', whose episodes are kept apart.
+            - env_ids (:obj:`Sequence[int]`): The environment of each row.
+        """
+        outer = self._kv_cache_roots
+        self._kv_cache_roots = RootEnvironments(phase, tuple(int(env_id) for env_id in env_ids))
+        try:
+            yield
+        finally:
+            self._kv_cache_roots = outer
+
+    @torch.no_grad()
+    def forward_initial_inference(self, obs_act_dict: dict, start_pos: Any = 0) -> Tuple[torch.Tensor, ...]:
+        """
+        Overview:
+            Predict at the roots of a new search. Arguments, shapes and result as in LightZero's ``WorldModel``.
+        """
+        outputs = self._kv_cache_inference.initial(self, obs_act_dict, start_pos, self._kv_cache_roots)
+        self.latent_state = outputs[1]
+        return outputs
+
+    @torch.no_grad()
+    def forward_recurrent_inference(
+            self, state_action_history: List[Tuple], simulation_index: int = 0, search_depth: Sequence[int] = (),
+            start_pos: Any = 0
+    ) -> Tuple[torch.Tensor, ...]:
+        """
+        Overview:
+            Predict what follows from an action at a node. Arguments, shapes and result as in LightZero's ``WorldModel``.
+        """
+        outputs = self._kv_cache_inference.recurrent(
+            self, state_action_history, simulation_index, search_depth, start_pos
+        )
+        self.latent_state = outputs[1]
+        return outputs
+
+    def clear_caches(self) -> None:
+        """
+        Overview:
+            Drop every cached context, as LightZero does after each round of training.
+        """
+        self._kv_cache_inference.clear()
+        super().clear_caches()
+
+    def stock_initial_inference(self, obs_act_dict: dict, start_pos: Any) -> Tuple[torch.Tensor, ...]:
+        """
+        Overview:
+            The stock ``forward_initial_inference`` on the stock state.
+        """
+        return super().forward_initial_inference(obs_act_dict, start_pos)
+
+    def stock_recurrent_inference(
+            self, state_action_history: List[Tuple], simulation_index: int, search_depth: Sequence[int], start_pos: Any
+    ) -> Tuple[torch.Tensor, ...]:
+        """
+        Overview:
+            The stock ``forward_recurrent_inference`` on the stock state.
+        """
+        return super().forward_recurrent_inference(state_action_history, simulation_index, search_depth, start_pos)
+
+    def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
+        device = self.transformer.ln_f.weight.device
+        applied = super()._apply(fn, *args, **kwargs)
+        if self.transformer.ln_f.weight.device != device and hasattr(self, '_kv_cache_inference'):
+            self._kv_cache_inference.leave_device()
+        return applied
+
+
+class KVCacheWorldModel(KVCacheWorldModelMixin, WorldModel):
+    """
+    Overview:
+        LightZero's world model with the managed cache.
+    """
+
+    @classmethod
+    def adopt(cls, world_model: WorldModel) -> 'KVCacheWorldModel':
+        """
+        Overview:
+            Turn a stock world model into one with the managed cache, in place: parameters and random state are untouched.
+        Arguments:
+            - world_model (:obj:`WorldModel`): The stock model.
+        Returns:
+            - world_model (:obj:`KVCacheWorldModel`): The same object.
+        Raises:
+            - ValueError: As ``configure_kv_cache``.
+        """
+        world_model.__class__ = cls
+        world_model.configure_kv_cache()
+        return world_model
