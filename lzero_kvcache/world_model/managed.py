@@ -540,6 +540,8 @@ class ManagedInference:
             self, nodes: Sequence[SearchNode], context: ContextBatch, as_last_inference: bool = False
     ) -> List[int]:
         handles = []
+        if as_last_inference:
+            self.manager.wm_pool.clear()
         for node in nodes:
             handle = self.store.reserve()
             handles.append(handle)

@@ -1,0 +1,126 @@
+import logging
+from typing import Any, Callable, Dict, List, Optional
+
+from ding.worker.learner.learner_hook import LearnerHook, register_learner_hook
+from easydict import EasyDict
+
+from ..manager import KVCacheManager
+from ..stats import CacheStats
+
+logger = logging.getLogger('lzero_kvcache')
+
+StepListener = Callable[[str, int, Optional[KVCacheManager]], None]
+step_listeners: List[StepListener] = []
+
+
+class StatisticsReporter:
+    """
+    Overview:
+        Tells collect from eval in the pools' statistics and reports both: a log line and TensorBoard scalars
+        ``kv_cache/<phase>_<pool>/{hit_rate,misses,evictions,entries}`` over the environment steps collected so far.
+        Rates and counts are those since the phase's last point.
+    Arguments:
+        - manager (:obj:`KVCacheManager`): The pools.
+        - log_interval (:obj:`int`): Searches between two log lines and two points; a phase that ends writes a point, too.
+    """
+
+    def __init__(self, manager: KVCacheManager, log_interval: int) -> None:
+        self.tb_logger: Any = None
+        self.env_steps = 0
+        self._manager = manager
+        self._log_interval = log_interval
+        self._seen = manager.total_stats()
+        self._pending: Dict[str, Dict[str, CacheStats]] = {}
+        self._searches: Dict[str, int] = {}
+        self._phase: Optional[str] = None
+
+    def count_search(self, phase: str, env_num: int) -> None:
+        """
+        Overview:
+            A search has been done.
+        Arguments:
+            - phase (:obj:`str`): 'collect' or 'eval'.
+            - env_num (:obj:`int`): The environments that take a step after it.
+        """
+        if phase != self._phase:
+            self.flush()
+        self._phase = phase
+        if phase == 'collect':
+            self.env_steps += env_num
+        totals = self._manager.total_stats()
+        pending = self._pending.setdefault(phase, {kind: CacheStats() for kind in totals})
+        for kind, total in totals.items():
+            pending[kind] = pending[kind] + (total - self._seen[kind])
+        self._seen = totals
+        self._searches[phase] = self._searches.get(phase, 0) + 1
+        if self._log_interval and self._searches[phase] % self._log_interval == 0:
+            self._log(phase)
+            self.flush()
+
+    def flush(self) -> None:
+        """
+        Overview:
+            Write the point of the phase that is ending.
+        """
+        pending = self._pending.pop(self._phase, None)
+        if pending is None or self.tb_logger is None:
+            return
+        for kind, pools in self._manager.pools().items():
+            tag = f'kv_cache/{self._phase}_{kind}'
+            self.tb_logger.add_scalar(f'{tag}/hit_rate', pending[kind].hit_rate, self.env_steps)
+            self.tb_logger.add_scalar(f'{tag}/misses', pending[kind].misses, self.env_steps)
+            self.tb_logger.add_scalar(f'{tag}/evictions', pending[kind].evictions, self.env_steps)
+            self.tb_logger.add_scalar(f'{tag}/entries', sum(len(pool) for pool in pools), self.env_steps)
+
+    def _log(self, phase: str) -> None:
+        pending = self._pending[phase]
+        pools = '; '.join(
+            f'{kind} hit rate {pending[kind].hit_rate:.1%} of {pending[kind].total_queries} queries, '
+            f'{pending[kind].evictions} evictions, {sum(len(pool) for pool in pools)} entries'
+            for kind, pools in self._manager.pools().items()
+        )
+        logger.info(f'kv_cache, {phase}, {self._searches[phase]} searches, {self.env_steps} environment steps: {pools}')
+
+
+class StatisticsHook(LearnerHook):
+    """
+    Overview:
+        Hands the run's TensorBoard writer to the policy when a run begins and lets the last point be written when it ends.
+    """
+
+    def __init__(self, *args: Any, ext_args: EasyDict, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+
+    def __call__(self, learner: Any) -> None:
+        """
+        Overview:
+            Called by DI-engine's learner.
+        Arguments:
+            - learner (:obj:`BaseLearner`): The learner of the run.
+        """
+        reporter = learner.policy.get_attribute('kv_cache_statistics')
+        if reporter is None:
+            return
+        if self.position == 'before_run':
+            reporter.tb_logger = learner.tb_logger
+        else:
+            reporter.flush()
+
+
+register_learner_hook('kv_cache_statistics', StatisticsHook)
+
+
+def with_statistics_hooks(policy_config: EasyDict) -> EasyDict:
+    """
+    Overview:
+        Add the hooks that report statistics to a policy's default config.
+    Arguments:
+        - policy_config (:obj:`EasyDict`): The stock policy's.
+    Returns:
+        - policy_config (:obj:`EasyDict`): The same, changed.
+    """
+    hooks = policy_config.learn.setdefault('learner', EasyDict()).setdefault('hook', EasyDict())
+    for position in ('before_run', 'after_run'):
+        name = f'kv_cache_statistics_{position}'
+        hooks[name] = EasyDict(name=name, type='kv_cache_statistics', position=position, priority=30, ext_args={})
+    return policy_config
