@@ -31,6 +31,7 @@ class StatisticsReporter:
         self._log_interval = log_interval
         self._seen = manager.total_stats()
         self._pending: Dict[str, Dict[str, CacheStats]] = {}
+        self._entries: Dict[str, int] = {}
         self._searches: Dict[str, int] = {}
         self._phase: Optional[str] = None
 
@@ -52,6 +53,8 @@ class StatisticsReporter:
         for kind, total in totals.items():
             pending[kind] = pending[kind] + (total - self._seen[kind])
         self._seen = totals
+        # Counted now, because the stock code may have cleared the pools when the point is written.
+        self._entries = {kind: sum(len(pool) for pool in pools) for kind, pools in self._manager.pools().items()}
         self._searches[phase] = self._searches.get(phase, 0) + 1
         if self._log_interval and self._searches[phase] % self._log_interval == 0:
             self._log(phase)
@@ -65,19 +68,19 @@ class StatisticsReporter:
         pending = self._pending.pop(self._phase, None)
         if pending is None or self.tb_logger is None:
             return
-        for kind, pools in self._manager.pools().items():
+        for kind in pending:
             tag = f'kv_cache/{self._phase}_{kind}'
             self.tb_logger.add_scalar(f'{tag}/hit_rate', pending[kind].hit_rate, self.env_steps)
             self.tb_logger.add_scalar(f'{tag}/misses', pending[kind].misses, self.env_steps)
             self.tb_logger.add_scalar(f'{tag}/evictions', pending[kind].evictions, self.env_steps)
-            self.tb_logger.add_scalar(f'{tag}/entries', sum(len(pool) for pool in pools), self.env_steps)
+            self.tb_logger.add_scalar(f'{tag}/entries', self._entries[kind], self.env_steps)
 
     def _log(self, phase: str) -> None:
         pending = self._pending[phase]
         pools = '; '.join(
             f'{kind} hit rate {pending[kind].hit_rate:.1%} of {pending[kind].total_queries} queries, '
-            f'{pending[kind].evictions} evictions, {sum(len(pool) for pool in pools)} entries'
-            for kind, pools in self._manager.pools().items()
+            f'{pending[kind].evictions} evictions, {self._entries[kind]} entries'
+            for kind in pending
         )
         logger.info(f'kv_cache, {phase}, {self._searches[phase]} searches, {self.env_steps} environment steps: {pools}')
 

@@ -60,7 +60,8 @@ class ManagedInference:
     """
     Overview:
         Root and recurrent inference of one world model over cached contexts. Every prediction equals that of a forward
-        without a cache over the row's own tokens.
+        without a cache over the row's own tokens. ``context_lengths`` are the tokens per row, :math:`(B, )`, that the last
+        inference found in its contexts.
     Arguments:
         - world_model (:obj:`WorldModel`): The model. Only its dimensions are read here; each call gets it again.
         - config (:obj:`KVCacheConfig`): The ``kv_cache`` entry.
@@ -99,6 +100,7 @@ class ManagedInference:
         self._root_score = _score_of(self.manager.init_pools[0].eviction_policy)
         self._node_score = _score_of(self.manager.recur_pool.eviction_policy)
         self.rebuild_stats = RebuildStats()
+        self.context_lengths = np.zeros(0, dtype=np.int64)
         self._positions = SearchPositions(config.rope_positions)
         self._histories: Dict[Tuple[str, int], EnvironmentHistory] = {}
         self._lineage: Optional[SearchLineage] = None
@@ -138,13 +140,14 @@ class ManagedInference:
         current = obs_act_dict['current_obs']
         batch_size = len(current)
         timesteps = host_timesteps(start_pos, batch_size)
-        first_steps = [_is_first_step(action, world_model) for action in obs_act_dict['action']][:batch_size]
+        first_steps = [is_first_step(action, world_model) for action in obs_act_dict['action']][:batch_size]
         env_ids = roots.ids_of(batch_size)
         _check_rows(batch_size, env_ids, self.manager.env_num, obs_act_dict, first_steps)
 
         histories = [self._history(roots.phase, env_id) for env_id in env_ids]
         self._meet(histories, obs_act_dict, timesteps, first_steps)
         context = self._resume(world_model, histories, env_ids, first_steps)
+        self.context_lengths = context.lengths
         latents = world_model.tokenizer.encode_to_obs_embeddings(current)
         continuing = [row for row in range(batch_size) if not first_steps[row]]
         tokens, positions, counts = self._root_tokens(
@@ -195,10 +198,11 @@ class ManagedInference:
         if isinstance(latents, torch.Tensor):
             latents = latents.detach().cpu().numpy()
         timesteps = host_timesteps(start_pos, len(latents))
-        parents = self._parents(latents, search_depth)
+        parents = self.nodes_of(latents, search_depth)
         depths = np.asarray([parent.depth for parent in parents])
         positions = self._expansion_positions(world_model, timesteps, depths, search_depth)
         context = self._contexts_of(world_model, parents, timesteps)
+        self.context_lengths = context.lengths
 
         def step(token: torch.Tensor, position_index: int) -> torch.Tensor:
             at = None if positions is None else positions[:, position_index:position_index + 1]
@@ -386,7 +390,27 @@ class ManagedInference:
                 history.context = self.store.retain(handle)
                 node.context = self.store.retain(handle)
 
-    def _parents(self, latents: np.ndarray, search_depth: Sequence[int]) -> List[SearchNode]:
+    def history_key(self, phase: str, env_id: int) -> Optional[str]:
+        """
+        Overview:
+            The key of an environment's last root context, None at an episode's first step.
+        Arguments:
+            - phase (:obj:`str`): 'collect' or 'eval'.
+            - env_id (:obj:`int`): The environment.
+        """
+        history = self._histories.get((phase, env_id))
+        return None if history is None else history.key
+
+    def nodes_of(self, latents: np.ndarray, search_depth: Sequence[int]) -> List[SearchNode]:
+        """
+        Overview:
+            The nodes of the running search that a batch of latent states means, one per row.
+        Arguments:
+            - latents (:obj:`np.ndarray`): :math:`(B, num_observations_tokens, E)`.
+            - search_depth (:obj:`Sequence[int]`): The depth that the search tree reports, :math:`(B, )`.
+        Returns:
+            - nodes (:obj:`List[SearchNode]`): A latent state that this search has not met becomes a node of its own.
+        """
         if self._lineage is None or self._lineage.batch_size != len(latents):
             self.end_search()
             self._lineage = SearchLineage('unknown', len(latents))
@@ -579,7 +603,14 @@ def _stack_actions(actions: Sequence[Any], device: torch.device) -> torch.Tensor
     return torch.as_tensor(np.stack([np.asarray(action) for action in actions]), device=device)
 
 
-def _is_first_step(action: Any, world_model: Any) -> bool:
+def is_first_step(action: Any, world_model: Any) -> bool:
+    """
+    Overview:
+        Whether an action marks an episode's first step.
+    Arguments:
+        - action (:obj:`Any`): As a policy hands it down: -1 at a first step.
+        - world_model (:obj:`WorldModel`): The model.
+    """
     if world_model.continuous_action_space:
         return np.ndim(action) == 0
     return int(action) == -1

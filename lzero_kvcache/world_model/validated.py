@@ -1,2 +1,332 @@
+"""Managed and stock inference side by side, every prediction compared: mode 'validate'."""
+import logging
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from lzero.model.unizero_world_models.utils import hash_state
+
+from ..config import KVCacheConfig
+from ..manager import KVCacheManager
+from .managed import ManagedInference, Outputs, RootEnvironments, is_first_step
+from .positions import host_timesteps
+
+logger = logging.getLogger('lzero_kvcache')
+
+PADDED = 'unequal lengths: the release pads the shorter rows of a batch and lets the padding take attention'
+NO_HISTORY = 'stock fault: the release has lost the history and starts over from the last observation'
+WRONG_ENTRY = "stock fault: the release's key leads to another step's or node's context"
+MIXED = 'stock fault: the release cannot take first steps and running episodes in one batch'
+TOO_WIDE = 'stock fault: the release cannot take more rows than env_num'
+MISS = 'stock fault: the release has no entry for the node and would crash'
+STALE_TABLES = 'stock fault: the release shifted the window by position tables of other weights'
+PAST_WINDOW = "past the window: window='rebuild' is exact where the release approximates"
+ALIGNED = "rope_positions='aligned' differs from the release by design"
+REANALYSIS = 'reanalysis: the release ignores its cache and starts over at every node'
+
+
+class KVCacheMismatchError(RuntimeError):
+    """
+    Overview:
+        Managed and stock inference disagree where they should agree.
+    """
+
+
+@dataclass
+class ValidationReport:
+    """
+    Overview:
+        What mode 'validate' has seen. Counted are rows of inferences.
+    Arguments:
+        - agreed (:obj:`int`): All predictions within the tolerance.
+        - differed (:obj:`int`): A prediction outside it.
+        - not_compared (:obj:`Counter`): Rows that cannot be compared, by reason.
+        - largest_difference (:obj:`float`): The largest absolute difference among the compared.
+    """
+    agreed: int = 0
+    differed: int = 0
+    not_compared: Counter = field(default_factory=Counter)
+    largest_difference: float = 0.0
+
+    def __str__(self) -> str:
+        reasons = ''.join(f'\n  {count} not compared: {reason}' for reason, count in self.not_compared.most_common())
+        return (
+            f'{self.agreed} predictions agreed with the stock ones (largest difference {self.largest_difference:.2e}), '
+            f'{self.differed} differed{reasons}'
+        )
+
+
+@dataclass(frozen=True)
+class StockContext:
+    """
+    Overview:
+        What a slot of the stock caches really holds.
+    Arguments:
+        - owner (:obj:`str`): The managed key of the step or node that it was written for.
+        - flaw (:obj:`Optional[str]`): Why it is not what a forward without a cache gives, if it is not.
+    """
+    owner: str
+    flaw: Optional[str]
+
+
 class ValidatedInference:
-    pass
+    """
+    Overview:
+        Runs every inference through the managed cache and through the stock code on the stock code's own state, compares
+        them row by row, and returns the managed predictions. The stock caches are watched from outside, so that a row
+        is compared wherever the release is right, and only there.
+    Arguments:
+        As ``ManagedInference``.
+    Raises:
+        - ValueError: As ``ManagedInference``.
+    """
+
+    def __init__(self, world_model: Any, config: KVCacheConfig, env_num: int, **sizes: Any) -> None:
+        self.managed = ManagedInference(world_model, config, env_num=env_num, **sizes)
+        self.report = ValidationReport()
+        self._config = config
+        self._env_ids: Tuple[int, ...] = ()
+        self._root_contexts: Dict[Tuple[int, int], StockContext] = {}
+        self._node_contexts: Dict[int, StockContext] = {}
+        self._stock_latents: Dict[str, np.ndarray] = {}
+        self._search_flaw: Optional[str] = MISS
+        self._inferences = 0
+
+    @property
+    def manager(self) -> KVCacheManager:
+        """
+        Overview:
+            The managed pools.
+        """
+        return self.managed.manager
+
+    def initial(self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments) -> Outputs:
+        """
+        Overview:
+            As ``ManagedInference.initial``, compared with the stock code.
+        Raises:
+            - KVCacheMismatchError: At the first row that should agree and does not.
+        """
+        self._log_now_and_then()
+        if obs_act_dict['current_obs'] is None:
+            outputs = self.managed.initial(world_model, obs_act_dict, start_pos, roots)
+            if world_model.reanalyze_phase:
+                self._begin_stock_search(outputs[1], tuple(range(len(outputs[1]))), None)
+            return outputs
+        batch_size = len(obs_act_dict['current_obs'])
+        env_ids = roots.ids_of(batch_size)
+        owners = [self.managed.history_key(roots.phase, env_id) for env_id in env_ids]
+        outputs = self.managed.initial(world_model, obs_act_dict, start_pos, roots)
+        fault = _root_fault(world_model, obs_act_dict, batch_size)
+        self._begin_stock_search(outputs[1], env_ids, fault)
+        if fault is not None:
+            self.report.not_compared[fault] += batch_size
+            return outputs
+        flaws = self._root_flaws(world_model, obs_act_dict, owners)
+        timesteps = [np.asarray(timestep) for timestep in host_timesteps(start_pos, batch_size)]
+        stock = world_model.stock_initial_inference(obs_act_dict, timesteps)
+        names = ('latent', 'policy', 'value')
+        self._compare(names, _pick(outputs, names), _pick(stock, names), flaws, [0] * batch_size)
+        for row, latent in enumerate(stock[1].detach().cpu().numpy()):
+            slot = world_model.past_kv_cache_init_infer_envs[row][hash_state(latent.reshape(-1))]
+            owner = self.managed.history_key(roots.phase, env_ids[row])
+            length = int(self.managed.context_lengths[row]) + 1 + _is_running(obs_act_dict, row, world_model)
+            self._root_contexts[row, slot] = StockContext(owner, flaws[row] or self._window_flaw(world_model, length))
+        return outputs
+
+    def recurrent(
+            self, world_model: Any, state_action_history: List[Tuple], simulation_index: int,
+            search_depth: Sequence[int], start_pos: Any
+    ) -> Outputs:
+        """
+        Overview:
+            As ``ManagedInference.recurrent``, compared with the stock code.
+        Raises:
+            - KVCacheMismatchError: At the first row that should agree and does not.
+        """
+        latents, actions = state_action_history[-1]
+        parents = self.managed.nodes_of(np.asarray(latents), search_depth)
+        outputs = self.managed.recurrent(
+            world_model, state_action_history, simulation_index, search_depth, start_pos
+        )
+        lengths = self.managed.context_lengths
+        stock_latents = [self._stock_latents.get(parent.key) for parent in parents]
+        fault = self._search_flaw
+        if fault is None and any(latent is None for latent in stock_latents):
+            fault = MISS
+        contexts = [] if fault else self._node_contexts_of(world_model, parents, stock_latents)
+        if fault is None and not world_model.reanalyze_phase and None in contexts:
+            fault = MISS
+        if fault is not None:
+            self.report.not_compared[fault] += len(parents)
+            return outputs
+
+        flaws = [
+            self._node_flaw(world_model, context, parent, length, lengths)
+            for context, parent, length in zip(contexts, parents, lengths)
+        ]
+        next_slot = world_model.shared_pool_index
+        stock_start = start_pos
+        if not world_model.reanalyze_phase:
+            stock_start = [np.asarray(timestep) for timestep in host_timesteps(start_pos, len(parents))]
+        stock = world_model.stock_recurrent_inference(
+            [(np.stack(stock_latents), actions)], simulation_index, search_depth, stock_start
+        )
+        names = ('latent', 'reward', 'policy', 'value')
+        depths = [parent.depth + 1 for parent in parents]
+        self._compare(names, _pick(outputs, names), _pick(stock, names), flaws, depths)
+        children = self.managed.nodes_of(outputs[1].detach().cpu().numpy(), search_depth)
+        for row, (child, latent) in enumerate(zip(children, stock[1].detach().cpu().numpy())):
+            self._stock_latents[child.key] = latent
+            slot = (next_slot + row) % world_model.shared_pool_size
+            flaw = flaws[row] or self._window_flaw(world_model, int(lengths[row]) + 2)
+            self._node_contexts[slot] = StockContext(child.key, flaw)
+        return outputs
+
+    def forget(self, phase: str, env_ids: Optional[Sequence[int]] = None) -> None:
+        """
+        Overview:
+            As ``ManagedInference.forget``.
+        """
+        self.managed.forget(phase, env_ids)
+
+    def clear(self) -> None:
+        """
+        Overview:
+            As ``ManagedInference.clear``.
+        """
+        self.managed.clear()
+
+    def leave_device(self) -> None:
+        """
+        Overview:
+            As ``ManagedInference.leave_device``.
+        """
+        self.managed.leave_device()
+
+    def _begin_stock_search(self, latents: torch.Tensor, env_ids: Tuple[int, ...], fault: Optional[str]) -> None:
+        self._env_ids = env_ids
+        self._search_flaw = fault
+        self._node_contexts.clear()
+        self._stock_latents.clear()
+        if fault is None:
+            on_host = latents.detach().cpu().numpy()
+            for node, latent in zip(self.managed.nodes_of(on_host, ()), on_host):
+                self._stock_latents[node.key] = latent
+
+    def _root_flaws(
+            self, world_model: Any, obs_act_dict: dict, owners: Sequence[Optional[str]]
+    ) -> List[Optional[str]]:
+        lengths = self.managed.context_lengths
+        if not any(_is_running(obs_act_dict, row, world_model) for row in range(len(lengths))):
+            return [None] * len(lengths)
+        last_latents = world_model.tokenizer.encode_to_obs_embeddings(obs_act_dict['obs']).detach().cpu().numpy()
+        flaws: List[Optional[str]] = []
+        stock_lengths = []
+        for row, latent in enumerate(last_latents):
+            slot = world_model.past_kv_cache_init_infer_envs[row].get(hash_state(latent.reshape(-1)))
+            if slot is None:
+                stock_lengths.append(1)
+                flaws.append(NO_HISTORY)
+                continue
+            stock_lengths.append(world_model.shared_pool_init_infer[row][slot].size)
+            context = self._root_contexts.get((row, slot))
+            if context is None or context.owner != owners[row] or stock_lengths[row] != lengths[row]:
+                flaws.append(WRONG_ENTRY)
+            else:
+                flaws.append(context.flaw)
+        longest = max(stock_lengths)
+        return [flaw or (None if length == longest else PADDED) for flaw, length in zip(flaws, stock_lengths)]
+
+    def _node_contexts_of(
+            self, world_model: Any, parents: Sequence[Any], stock_latents: Sequence[np.ndarray]
+    ) -> List[Optional[StockContext]]:
+        contexts: List[Optional[StockContext]] = []
+        for row, latent in enumerate(stock_latents):
+            key = hash_state(latent)
+            slot = None
+            if not world_model.reanalyze_phase:
+                slot = world_model.past_kv_cache_init_infer_envs[row].get(key)
+            if slot is not None:
+                contexts.append(self._root_contexts.get((row, slot)))
+            else:
+                contexts.append(self._node_contexts.get(world_model.past_kv_cache_recurrent_infer.get(key)))
+        return contexts
+
+    def _node_flaw(
+            self, world_model: Any, context: Optional[StockContext], parent: Any, length: int, lengths: np.ndarray
+    ) -> Optional[str]:
+        if world_model.config.rotary_emb and self._config.rope_positions == 'aligned':
+            return ALIGNED
+        if world_model.reanalyze_phase:
+            return None if parent.parent is None else REANALYSIS
+        if context.owner != parent.key:
+            return WRONG_ENTRY
+        return context.flaw or (None if length == lengths.max() else PADDED)
+
+    def _window_flaw(self, world_model: Any, length: int) -> Optional[str]:
+        if length < world_model.context_length - 1:
+            return None
+        if self._config.window == 'rebuild':
+            return PAST_WINDOW
+        if world_model.config.rotary_emb or self._tables_are_current(world_model):
+            return None
+        return STALE_TABLES
+
+    def _tables_are_current(self, world_model: Any) -> bool:
+        window = (2, world_model.context_length - 1)
+        used = [*world_model.pos_emb_diff_k, *world_model.pos_emb_diff_v]
+        kinds = ['key'] * world_model.num_layers + ['value'] * world_model.num_layers
+        for index, (table, kind) in enumerate(zip(used, kinds)):
+            embedding = world_model._get_positional_embedding(index % world_model.num_layers, kind)
+            current = embedding[:, :, :window[1] - window[0]] - embedding[:, :, window[0]:window[1]]
+            if not torch.allclose(table[window], current, atol=self._config.validation_tolerance):
+                return False
+        return True
+
+    def _compare(
+            self, names: Sequence[str], managed: Sequence[torch.Tensor], stock: Sequence[torch.Tensor],
+            flaws: Sequence[Optional[str]], depths: Sequence[int]
+    ) -> None:
+        differences = torch.stack([
+            (ours.float() - theirs.float()).abs().flatten(1).amax(1) for ours, theirs in zip(managed, stock)
+        ]).cpu().numpy()
+        for row, flaw in enumerate(flaws):
+            if flaw is not None:
+                self.report.not_compared[flaw] += 1
+                continue
+            worst = int(np.nan_to_num(differences[:, row], nan=np.inf).argmax())
+            difference = float(differences[worst, row])
+            self.report.largest_difference = max(self.report.largest_difference, difference)
+            if difference <= self._config.validation_tolerance:
+                self.report.agreed += 1
+                continue
+            self.report.differed += 1
+            raise KVCacheMismatchError(
+                f'environment {self._env_ids[row]}, depth {depths[row]}: the managed {names[worst]} prediction differs '
+                f'from the stock one by {difference:.3g}, more than validation_tolerance '
+                f'{self._config.validation_tolerance:.3g}; so far {self.report}'
+            )
+
+    def _log_now_and_then(self) -> None:
+        self._inferences += 1
+        if self._config.log_interval and self._inferences % self._config.log_interval == 0:
+            logger.info(f"kv_cache.mode='validate': {self.report}")
+
+
+def _is_running(obs_act_dict: dict, row: int, world_model: Any) -> bool:
+    return not is_first_step(obs_act_dict['action'][row], world_model)
+
+
+def _pick(outputs: Sequence[torch.Tensor], names: Sequence[str]) -> List[torch.Tensor]:
+    index = {'latent': 1, 'reward': 2, 'policy': 3, 'value': 4}
+    return [outputs[index[name]] for name in names]
+
+
+def _root_fault(world_model: Any, obs_act_dict: dict, batch_size: int) -> Optional[str]:
+    if batch_size > world_model.env_num:
+        return TOO_WIDE
+    first_steps = [is_first_step(action, world_model) for action in obs_act_dict['action'][:batch_size]]
+    return MIXED if any(first_steps) and not all(first_steps) else None
