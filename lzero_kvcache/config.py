@@ -118,7 +118,7 @@ class KVCacheConfig:
         config = cls.from_dict(kv_cache)
         if older_mode is None or older_mode == config.mode:
             return config
-        if 'mode' in kv_cache:
+        if isinstance(kv_cache, cls) or 'mode' in kv_cache:
             raise ValueError(
                 f'{KEY_PATH}.mode is {config.mode!r}, but use_new_cache_manager and cache_validation_mode beside it '
                 f'mean {older_mode!r}: remove the older spelling'

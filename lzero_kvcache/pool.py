@@ -27,7 +27,7 @@ class KVCachePool:
     """
     Overview:
         A bounded map from keys to cached values. A full pool evicts by its strategy. The pool keeps what it is given
-        by reference and never looks inside. Get, set and eviction cost O(1) (O(log n) with 'priority') at any size.
+        by reference and never looks inside. ``stats`` counts, ``peak_entries`` is the most it has ever held. Get, set and eviction cost O(1) (O(log n) with 'priority') at any size.
     Arguments:
         - pool_size (:obj:`int`): The number of entries that fit.
         - eviction_strategy (:obj:`Union[EvictionStrategy, str, dict]`): A member of ``EvictionStrategy``, a name in
@@ -52,6 +52,7 @@ class KVCachePool:
         self.pool_size = check_pool_size(pool_size, f"pool_size of pool '{name}'")
         self.enable_stats = enable_stats
         self.stats = CacheStats()
+        self.peak_entries = 0
         self._strategy = eviction_strategy
         self._on_release = on_release
         self._reset_index()
@@ -97,6 +98,7 @@ class KVCachePool:
         self._key_of_slot[slot] = key
         self._value_of_slot[slot] = kv
         self.eviction_policy.insert(slot, priority)
+        self.peak_entries = max(self.peak_entries, len(self._slot_of_key))
         return slot
 
     def get(self, key: Hashable) -> Optional[Any]:

@@ -11,7 +11,7 @@ from lzero.policy.unizero import UniZeroPolicy
 from ..config import KEY_PATH, KVCacheConfig
 from ..world_model import KVCacheWorldModel, KVCacheWorldModelMixin
 from .episode_steps import EpisodeSteps
-from .statistics import StatisticsReporter, step_listeners, with_statistics_hooks
+from .statistics import StatisticsReporter, step_listeners, with_run_hooks
 
 
 class KVCachePolicyMixin:
@@ -177,9 +177,9 @@ class UniZeroKVCachePolicy(KVCachePolicyMixin, UniZeroPolicy):
     def default_config(cls) -> EasyDict:
         """
         Overview:
-            The stock policy's default config and the hooks that report statistics.
+            The stock policy's default config and the hooks that report the cache's statistics.
         """
-        return with_statistics_hooks(UniZeroPolicy.default_config())
+        return with_run_hooks(UniZeroPolicy.default_config())
 
     def default_model(self) -> Tuple[str, List[str]]:
         """
@@ -200,9 +200,9 @@ class SampledUniZeroKVCachePolicy(KVCachePolicyMixin, SampledUniZeroPolicy):
     def default_config(cls) -> EasyDict:
         """
         Overview:
-            The stock policy's default config and the hooks that report statistics.
+            The stock policy's default config and the hooks that report the cache's statistics.
         """
-        return with_statistics_hooks(SampledUniZeroPolicy.default_config())
+        return with_run_hooks(SampledUniZeroPolicy.default_config())
 
     def default_model(self) -> Tuple[str, List[str]]:
         """

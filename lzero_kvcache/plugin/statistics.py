@@ -10,6 +10,8 @@ from ..stats import CacheStats
 logger = logging.getLogger('lzero_kvcache')
 
 StepListener = Callable[[str, int, Optional[KVCacheManager]], None]
+# Called after each search of any policy of this process with 'collect' or 'eval', the environments that take a step
+# and the policy's manager, and after each learner step with 'learn', 0 and None.
 step_listeners: List[StepListener] = []
 
 
@@ -85,10 +87,11 @@ class StatisticsReporter:
         logger.info(f'kv_cache, {phase}, {self._searches[phase]} searches, {self.env_steps} environment steps: {pools}')
 
 
-class StatisticsHook(LearnerHook):
+class RunHook(LearnerHook):
     """
     Overview:
-        Hands the run's TensorBoard writer to the policy when a run begins and lets the last point be written when it ends.
+        Hands the run's TensorBoard writer to the policy when a run begins, lets the last point be written when it ends,
+        and tells ``step_listeners`` of each learner step.
     """
 
     def __init__(self, *args: Any, ext_args: EasyDict, **kwargs: Any) -> None:
@@ -101,6 +104,10 @@ class StatisticsHook(LearnerHook):
         Arguments:
             - learner (:obj:`BaseLearner`): The learner of the run.
         """
+        if self.position == 'after_iter':
+            for listener in list(step_listeners):
+                listener('learn', 0, None)
+            return
         reporter = learner.policy.get_attribute('kv_cache_statistics')
         if reporter is None:
             return
@@ -110,20 +117,20 @@ class StatisticsHook(LearnerHook):
             reporter.flush()
 
 
-register_learner_hook('kv_cache_statistics', StatisticsHook)
+register_learner_hook('kv_cache', RunHook)
 
 
-def with_statistics_hooks(policy_config: EasyDict) -> EasyDict:
+def with_run_hooks(policy_config: EasyDict) -> EasyDict:
     """
     Overview:
-        Add the hooks that report statistics to a policy's default config.
+        Add the learner hooks of this plugin to a policy's default config.
     Arguments:
         - policy_config (:obj:`EasyDict`): The stock policy's.
     Returns:
         - policy_config (:obj:`EasyDict`): The same, changed.
     """
     hooks = policy_config.learn.setdefault('learner', EasyDict()).setdefault('hook', EasyDict())
-    for position in ('before_run', 'after_run'):
-        name = f'kv_cache_statistics_{position}'
-        hooks[name] = EasyDict(name=name, type='kv_cache_statistics', position=position, priority=30, ext_args={})
+    for position in ('before_run', 'after_iter', 'after_run'):
+        name = f'kv_cache_{position}'
+        hooks[name] = EasyDict(name=name, type='kv_cache', position=position, priority=30, ext_args={})
     return policy_config

@@ -1,0 +1,29 @@
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from .manager import KVCacheManager
+
+
+def statistics_table(manager: KVCacheManager) -> Table:
+    """
+    Overview:
+        What each kind of pool has seen.
+    Arguments:
+        - manager (:obj:`KVCacheManager`): The pools.
+    Returns:
+        - table (:obj:`Table`): One row per kind of pool; the environments' init pools are added up.
+    """
+    table = Table(title='KV cache', box=SIMPLE_HEAD)
+    table.add_column('pool', no_wrap=True)
+    for column in ('size', 'entries', 'peak entries', 'hits', 'misses', 'evictions', 'hit rate'):
+        table.add_column(column, justify='right', no_wrap=True)
+    totals = manager.total_stats()
+    for kind, pools in manager.pools().items():
+        stats = totals[kind]
+        size = str(pools[0].pool_size) if len(pools) == 1 else f'{len(pools)} x {pools[0].pool_size}'
+        table.add_row(
+            kind, size, str(sum(len(pool) for pool in pools)), str(sum(pool.peak_entries for pool in pools)),
+            f'{stats.hits:,}', f'{stats.misses:,}', f'{stats.evictions:,}',
+            f'{stats.hit_rate:.1%}' if stats.total_queries else '-'
+        )
+    return table
