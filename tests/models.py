@@ -52,7 +52,7 @@ def build_model(seed: int = 0, randomise: bool = True, **config: Any) -> torch.n
                 continue
             if parameter.dim() > 1 or 'bias' in name:
                 with torch.no_grad():
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
         if not model.world_model.config.rotary_emb:
             # The stock model computes these before its weights are initialised.
             model.world_model.precompute_pos_emb_diff_kv()

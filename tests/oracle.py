@@ -35,7 +35,7 @@ class Oracle:
         if self.world_model.continuous_action_space:
             embedded = table(torch.as_tensor(np.asarray(action), dtype=torch.float32)[None])
         else:
-            embedded = table(torch.tensor([action]))
+            embedded = table(torch.as_tensor(np.asarray(action)).long().reshape(1))
         self.tokens.append(embedded[0])
         self.positions.append(position)
 

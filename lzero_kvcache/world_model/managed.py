@@ -69,7 +69,7 @@ class ManagedInference:
         - num_simulations (:obj:`int`): Simulations per search.
         - game_segment_length (:obj:`Optional[int]`): Steps per game segment.
     Raises:
-        - ValueError: If the model's window is too short for a cache or does not fit its learned positions.
+        - ValueError: If the model's window is too short for a cache.
     """
 
     def __init__(
@@ -90,7 +90,6 @@ class ManagedInference:
             head_dim=world_model.embed_dim // world_model.num_heads,
             keep_tokens=config.window == 'rebuild',
         )
-        _check_positions_fit(world_model, self._shape.capacity)
         self.store = ContextStore(self._shape)
         self.manager = KVCacheManager(
             SimpleNamespace(
@@ -626,14 +625,6 @@ def _priorities(score: Optional[Score], depths: np.ndarray, predictions: Predict
         return [None] * len(depths)
     reward, policy, value = (logits.flatten(1) for logits in predictions)
     return score(depths, reward, policy, value)
-
-
-def _check_positions_fit(world_model: Any, capacity: int) -> None:
-    if not world_model.config.rotary_emb and capacity > world_model.config.max_tokens:
-        raise ValueError(
-            f'policy.model.world_model_cfg.context_length is {world_model.context_length}, but max_tokens gives only '
-            f'{world_model.config.max_tokens} learned positions: allowed is a context_length of at most max_tokens + 1'
-        )
 
 
 def _check_rows(

@@ -5,8 +5,9 @@ from typing import Any
 def bind_stock_names(world_model: Any, mode: str) -> None:
     """
     Overview:
-        Let the stock code's ``past_kv_cache_*.clear()`` and ``keys_values_wm_list.clear()`` reach the managed pools. The
-        counters ``hit_count``, ``total_query_count``, ``root_hit_cnt`` and ``root_total_query_cnt`` stay plain numbers.
+        Let the stock code's ``past_kv_cache_*.clear()`` and ``keys_values_wm_list.clear()`` reach the managed pools, and
+        drop the stock code's own working memory, which cannot be pickled. The counters ``hit_count``,
+        ``total_query_count``, ``root_hit_cnt`` and ``root_total_query_cnt`` stay plain numbers.
     Arguments:
         - world_model (:obj:`WorldModel`): A world model with a manager.
         - mode (:obj:`str`): In 'validate' the stock code keeps its own caches under these names.
@@ -16,3 +17,6 @@ def bind_stock_names(world_model: Any, mode: str) -> None:
     world_model.past_kv_cache_init_infer_envs = world_model.kv_cache_manager.init_pools
     world_model.past_kv_cache_recurrent_infer = world_model.kv_cache_manager.recur_pool
     world_model.keys_values_wm_list = world_model.kv_cache_manager.wm_pool
+    world_model.keys_values_wm = None
+    world_model.keys_values_wm_single_env = None
+    world_model.keys_values_wm_single_env_tmp = None

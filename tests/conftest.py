@@ -1,0 +1,26 @@
+from typing import Callable
+
+import pytest
+import torch
+from hypothesis import settings
+from lzero.model.unizero_world_models.kv_caching import KeysValues
+
+# No deadline: a busy machine must not fail a test. The same examples in every run, so that a failure repeats.
+settings.register_profile('tests', deadline=None, database=None, derandomize=True, max_examples=200)
+settings.load_profile('tests')
+
+# The models are small: a second thread costs more than it brings, and much more on a busy machine.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def keys_values() -> Callable[[float], KeysValues]:
+    """LightZero's own cache of one context, all of whose keys and values are the given number."""
+
+    def make(number: float, tokens: int = 1) -> KeysValues:
+        kv = KeysValues(n=1, num_heads=2, max_tokens=4, embed_dim=8, num_layers=2, device=torch.device('cpu'))
+        for layer in range(len(kv)):
+            kv[layer].update(torch.full((1, 2, tokens, 4), number), torch.full((1, 2, tokens, 4), number))
+        return kv
+
+    return make

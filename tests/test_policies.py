@@ -1,0 +1,175 @@
+"""The policies: registered under the stock names, real environment ids, one history per environment and phase."""
+import numpy as np
+import pytest
+import torch
+from ding.policy import create_policy
+from ding.utils import MODEL_REGISTRY, POLICY_REGISTRY, deep_merge_dicts
+from easydict import EasyDict
+from lzero.model.unizero_model import UniZeroModel
+from lzero.model.unizero_world_models.world_model import WorldModel
+from models import kv_cache, model_config, observations
+from oracle import Oracle
+
+from lzero_kvcache.plugin import SampledUniZeroKVCachePolicy, UniZeroKVCachePolicy
+from lzero_kvcache.world_model import KVCacheWorldModelMixin
+
+NAMES = {'unizero': UniZeroKVCachePolicy, 'sampled_unizero': SampledUniZeroKVCachePolicy}
+
+
+def build_policy(name='unizero', model=None, **options):
+    """A real policy with a small model whose heads are randomised."""
+    torch.manual_seed(0)
+    actions = 'continuous' if name == 'sampled_unizero' else 'discrete'
+    policy_options = {
+        key: options.pop(key) for key in ('num_simulations', 'collector_env_num', 'evaluator_env_num') if key in options
+    }
+    changes = EasyDict(
+        type=name, import_names=['lzero_kvcache.plugin'], cuda=False, device='cpu', num_simulations=6, use_wandb=False,
+        collector_env_num=4, evaluator_env_num=3, game_segment_length=50, collect_with_pure_policy=False,
+        model=model_config(actions=actions, **options)
+    )
+    changes.update(policy_options)
+    policy = create_policy(deep_merge_dicts(NAMES[name].default_config(), changes), model=model)
+    for parameter in policy._model.world_model.parameters():
+        if parameter.dim() > 1:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return policy
+
+
+class Environments:
+    """Feeds a policy observations and compares its root predictions with the oracle."""
+
+    def __init__(self, policy, phase, seed=0):
+        self._policy = policy
+        self._mode = getattr(policy, f'{phase}_mode')
+        self._world_model = policy._model.world_model
+        self._generator = torch.Generator().manual_seed(seed)
+        self._contexts = {}
+        self._last = {}
+        self.context_lengths = []
+
+    def step(self, env_ids):
+        data = observations(self._policy._model, len(env_ids), self._generator)
+        timesteps = [np.array(self._last[env_id][1] + 1 if env_id in self._last else 0) for env_id in env_ids]
+        masks = [np.ones(self._world_model.action_space_size)] * len(env_ids)
+        arguments = (data, masks, 1., [-1] * len(env_ids), 0.) if 'collect' in str(self._mode.forward) else (
+            data, masks, [-1] * len(env_ids)
+        )
+        output = self._mode.forward(*arguments, ready_env_id=env_ids, timestep=timesteps)
+        assert list(output) == list(env_ids)
+        for row, env_id in enumerate(env_ids):
+            context = self._contexts.setdefault(env_id, Oracle(self._world_model))
+            if env_id in self._last:
+                context.add_action(self._last[env_id][0], 2 * timesteps[row] - 1)
+            with torch.no_grad():
+                context.add_observation(data[row], timesteps[row])
+            expected = context.policy_and_value()['policy'][0]
+            predicted = torch.tensor(output[env_id]['predicted_policy_logits'])
+            torch.testing.assert_close(predicted, expected, atol=1e-4, rtol=0)
+            self._last[env_id] = (output[env_id]['action'], int(timesteps[row]))
+            self.context_lengths.append(len(context.tokens))
+            self._mode.reset(env_id=env_id, current_steps=self._last[env_id][1] + 1, reset_init_data=False)
+
+    def end(self, env_id):
+        del self._contexts[env_id], self._last[env_id]
+        self._mode.reset([env_id])
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_registries_resolve_the_plugin(name):
+    assert POLICY_REGISTRY.get(name) is NAMES[name]
+    policy = build_policy(name, kv_cache=kv_cache())
+    model_name, import_names = policy.default_model()
+    assert import_names == ['lzero_kvcache.plugin']
+    assert isinstance(policy._model._orig_mod, MODEL_REGISTRY.get(model_name))
+
+
+@pytest.mark.parametrize('rotary', [False, True])
+@pytest.mark.parametrize('name', NAMES)
+def test_histories_belong_to_environments(name, rotary):
+    policy = build_policy(name, rotary=rotary, context_length=20, kv_cache=kv_cache())
+    collect, evaluation = Environments(policy, 'collect', seed=1), Environments(policy, 'eval', seed=2)
+    collect.step([0, 1, 2, 3])
+    evaluation.step([0, 1, 2])
+    collect.step([3, 1])
+    evaluation.step([2, 0, 1])
+    collect.end(1)
+    collect.step([2, 1, 0, 3])
+    collect.end(3)
+    evaluation.end(0)
+    collect.step([3])
+    evaluation.step([1, 0])
+    collect.step([1, 0, 3, 2])
+    evaluation.step([0, 1, 2])
+    assert max(collect.context_lengths) == 5
+    assert max(evaluation.context_lengths) == 7
+
+
+def test_a_full_reset_forgets_its_own_phase_only():
+    policy = build_policy(kv_cache=kv_cache(), context_length=20)
+    collect, evaluation = Environments(policy, 'collect', seed=1), Environments(policy, 'eval', seed=2)
+    collect.step([0, 1])
+    evaluation.step([0, 1])
+    policy.eval_mode.reset()
+    evaluation._contexts.clear()
+    evaluation._last.clear()
+    evaluation.step([0, 1])
+    collect.step([0, 1])
+    assert collect.context_lengths[-1] == 3
+
+
+def test_sizes_come_from_the_policy_whatever_the_world_model_config_says():
+    manager = build_policy(
+        kv_cache=kv_cache(), num_simulations=70, collector_env_num=6, env_num=4
+    )._model.world_model.kv_cache_manager
+    assert manager.env_num == 6
+    assert manager.recur_pool.pool_size == 70 * 6
+    assert manager.init_pools[0].pool_size == 50
+    assert manager.wm_pool.pool_size == 6
+
+
+@pytest.mark.parametrize('options', [dict(), dict(kv_cache=kv_cache(mode='legacy'))])
+def test_without_a_managed_cache_the_stock_policy_runs(options):
+    policy = build_policy(**options)
+    assert policy._model.world_model.kv_cache_manager is None
+    data = torch.zeros(4, 5)
+    output = policy.collect_mode.forward(
+        data, [np.ones(3)] * 4, 1., [-1] * 4, 0., ready_env_id={0, 1, 2, 3}, timestep=[np.array(0)] * 4
+    )
+    assert set(output) == {0, 1, 2, 3}
+    policy.collect_mode.reset([0])
+    assert policy.last_batch_action == [-1] * 4
+
+
+def test_a_stock_model_given_to_the_policy_gets_the_cache():
+    model = UniZeroModel(**model_config(kv_cache=kv_cache()))
+    policy = build_policy(model=model, kv_cache=kv_cache())
+    assert isinstance(policy._model.world_model, KVCacheWorldModelMixin)
+    assert policy._model.world_model.kv_cache_manager is not None
+
+
+def test_a_world_model_that_the_cache_does_not_know_is_refused():
+
+    class CustomWorldModel(WorldModel):
+        pass
+
+    def model(**options):
+        model = UniZeroModel(**model_config(**options))
+        model.world_model.__class__ = CustomWorldModel
+        return model
+
+    with pytest.raises(ValueError, match='kv_cache is set, but the world model is a CustomWorldModel'):
+        build_policy(model=model(kv_cache=kv_cache()))
+    assert type(build_policy(model=model())._model.world_model) is CustomWorldModel
+
+
+@pytest.mark.parametrize('wrong, message', [
+    (dict(stratgy='lru'), r"kv_cache\.stratgy is 'lru', .* did you mean 'strategy'\?"),
+    (dict(strategy='lruu'), r"kv_cache\.strategy is 'lruu', .* did you mean 'lru'\?"),
+    (dict(recur_pool=dict(size=0)), r'kv_cache\.recur_pool\.size is 0: allowed is an integer of at least 1'),
+    (dict(strategy=dict(type='priority', score='depht')), r"kv_cache\.strategy\.score is 'depht', .* allowed are "),
+    (dict(strategy=dict(type='priority', score='os.nothing')), r"kv_cache\.strategy\.score is 'os.nothing'"),
+])
+def test_a_wrong_config_is_refused_when_the_policy_is_made(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        build_policy(kv_cache=EasyDict(wrong))

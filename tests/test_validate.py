@@ -1,0 +1,166 @@
+"""Mode 'validate': what it compares, what it cannot compare and why, and what it does at a difference."""
+import numpy as np
+import pytest
+import torch
+from models import build_model, kv_cache, observations, random_action
+from searches import search
+from test_world_model import MODELS
+
+from lzero_kvcache.world_model import validated
+from lzero_kvcache.world_model.validated import KVCacheMismatchError
+
+
+class Player:
+    """Plays environments in batches whose rows the caller picks."""
+
+    def __init__(self, seed=0, rows=(0, 1), **options):
+        self.model = build_model(seed=seed, **options)
+        self.report = self.model.world_model.kv_cache_inference.report
+        self._generator = torch.Generator().manual_seed(seed)
+        self._last = {}
+
+    @torch.no_grad()
+    def step(self, env_ids, num_simulations=0):
+        current = observations(self.model, len(env_ids), self._generator)
+        beginning = (torch.zeros_like(current[0]), -1, -1)
+        last = [self._last.get(env_id, beginning) for env_id in env_ids]
+        timesteps = [np.array(step + 1) for _, _, step in last]
+        with self.model.world_model.kv_cache_roots('collect', env_ids):
+            root = self.model.initial_inference(
+                torch.stack([observation for observation, _, _ in last]), [action for _, action, _ in last], current,
+                timesteps
+            )
+        if num_simulations:
+            search(self.model, root, timesteps, num_simulations)
+        for row, env_id in enumerate(env_ids):
+            self._last[env_id] = (current[row], random_action(self.model, self._generator), int(timesteps[row]))
+        return root
+
+    def end(self, env_id):
+        del self._last[env_id]
+        self.model.world_model.kv_cache_inference.forget('collect', [env_id])
+
+
+@pytest.fixture(params=MODELS, ids=str)
+def model_options(request):
+    return MODELS[request.param]
+
+
+def test_everything_agrees_for_one_environment(model_options):
+    """In a batch of one all lengths are equal, so every row can be compared, inside the window and past it."""
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=8, **model_options)
+    for _ in range(5):
+        player.step([0], 10)
+    assert player.report.agreed == 5 * 11
+    assert player.report.differed == 0 and not player.report.not_compared
+
+
+def test_unequal_lengths_are_not_compared():
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
+    player.step([0, 1], 20)
+    assert player.report.not_compared[validated.PADDED] > 0
+    assert set(player.report.not_compared) == {validated.PADDED}
+    assert player.report.agreed + player.report.not_compared[validated.PADDED] == 2 * 21
+
+
+def test_first_steps_beside_running_episodes_crash_the_release_and_are_not_compared():
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
+    player.step([0, 1])
+    player.end(1)
+    player.step([0, 1], 4)
+    assert player.report.not_compared == {validated.MIXED: 2 * 5}
+
+
+def test_a_history_that_changes_owner_is_not_compared():
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
+    player.step([0, 1])
+    player.step([1, 0])
+    assert player.report.not_compared == {validated.NO_HISTORY: 2}
+
+
+def test_keys_that_collide_in_the_release_are_not_compared():
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=20, randomise=False)
+    player.step([0, 1], 10)
+    assert player.report.not_compared[validated.WRONG_ENTRY] > 0
+    assert player.report.agreed > 0
+
+
+def test_searches_longer_than_the_release_knows_of_are_not_compared_where_it_overwrites():
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=20, env_num=1, num_simulations=5)
+    for _ in range(3):
+        player.step([0], 40)
+    assert player.report.not_compared[validated.WRONG_ENTRY] > 0
+    assert set(player.report.not_compared) <= {validated.WRONG_ENTRY, validated.MISS}
+
+
+def test_position_tables_of_other_weights_are_not_compared():
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=8)
+    torch.nn.init.normal_(player.model.world_model.pos_emb.weight, std=0.5)
+    for _ in range(5):
+        player.step([0])
+    assert player.report.agreed == 4
+    assert player.report.not_compared == {validated.STALE_TABLES: 1}
+
+
+def test_what_differs_by_design_is_not_compared():
+    player = Player(kv_cache=kv_cache(mode='validate', rope_positions='aligned'), rotary=True)
+    player.step([0], 5)
+    assert (player.report.agreed, dict(player.report.not_compared)) == (1, {validated.ALIGNED: 5})
+    player = Player(kv_cache=kv_cache(mode='validate', window='rebuild'), context_length=8)
+    for _ in range(5):
+        player.step([0])
+    assert (player.report.agreed, dict(player.report.not_compared)) == (4, {validated.PAST_WINDOW: 1})
+
+
+@pytest.mark.parametrize('depth', [0, 1, 3])
+def test_a_difference_names_environment_depth_and_size(depth, monkeypatch):
+    """A defect is planted in the managed value prediction, at one depth of one environment."""
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
+    managed = player.model.world_model.kv_cache_inference.managed
+    hook = 'initial' if depth == 0 else 'recurrent'
+    original = getattr(managed, hook)
+    at_depth = {'now': 0}
+
+    def with_a_defect(world_model, *arguments):
+        outputs = original(world_model, *arguments)
+        at_depth['now'] = 0 if hook == 'initial' else at_depth['now'] + 1
+        if at_depth['now'] == depth:
+            outputs[4][0, 0, 7] += 0.25
+        return outputs
+
+    monkeypatch.setattr(managed, hook, with_a_defect)
+    with pytest.raises(KVCacheMismatchError, match=rf'environment 2, depth {depth}: the managed value prediction differs '
+                                                   r'from the stock one by 0\.25, more than validation_tolerance 0\.0001'):
+        with torch.no_grad():
+            current = observations(player.model, 1, torch.Generator())
+            with player.model.world_model.kv_cache_roots('collect', [2]):
+                output = player.model.initial_inference(current, [-1], current, [0])
+            for level in range(1, 4):
+                output = player.model.recurrent_inference(
+                    [(output.latent_state.numpy(), torch.tensor([1]))], level - 1, [level], [0]
+                )
+    assert player.report.differed == 1
+
+
+def test_the_tolerance_is_the_users():
+    assert Player(kv_cache=kv_cache(mode='validate', validation_tolerance=0.5)).model is not None
+    strict = Player(kv_cache=kv_cache(mode='validate', validation_tolerance=0.0), context_length=20)
+    with pytest.raises(KVCacheMismatchError, match='more than validation_tolerance 0'):
+        for _ in range(5):
+            strict.step([0], 20)
+
+
+def test_a_nan_never_agrees():
+    player = Player(kv_cache=kv_cache(mode='validate'))
+    with torch.no_grad():
+        player.model.world_model.head_value.head_module[-1].bias[3] = float('nan')
+    with pytest.raises(KVCacheMismatchError, match='differs from the stock one by nan'):
+        player.step([0])
+
+
+def test_the_report_reads_as_sentences():
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
+    player.step([0, 1], 20)
+    text = str(player.report)
+    assert text.startswith(f'{player.report.agreed} predictions agreed with the stock ones (largest difference ')
+    assert 'not compared: unequal lengths' in text

@@ -1,0 +1,187 @@
+"""Every prediction of mode 'managed' equals a forward without a cache."""
+import pytest
+import torch
+from episodes import Episodes
+from models import build_model, kv_cache, observations
+
+MODELS = {
+    'vector, learned positions': dict(),
+    'vector, rotary positions': dict(rotary=True),
+    'images, learned positions': dict(observation='image'),
+    'images, rotary positions': dict(observation='image', rotary=True),
+    'continuous actions, learned positions': dict(actions='continuous'),
+    'continuous actions, rotary positions': dict(actions='continuous', rotary=True),
+    'gated transformer': dict(gru_gating=True),
+}
+TINY_POOLS = dict(init_pool=dict(size=1), recur_pool=dict(size=3), wm_pool=dict(size=1))
+
+
+@pytest.fixture(params=MODELS, ids=str)
+def model_options(request):
+    return MODELS[request.param]
+
+
+def play_irregularly(model, num_simulations=8):
+    """Mixed first steps and running episodes, unready environments, any order, ends at different times."""
+    episodes = Episodes(model)
+    episodes.step([0, 1, 2, 3], num_simulations)
+    episodes.step([2, 0], num_simulations)
+    episodes.step([3, 1, 0], num_simulations)
+    episodes.end(1)
+    episodes.step([1, 0, 2, 3], num_simulations)
+    episodes.end(3)
+    episodes.end(0)
+    episodes.step([3], num_simulations)
+    episodes.step([0, 3, 1, 2], num_simulations)
+    return episodes
+
+
+@pytest.mark.parametrize('context_length', [8, 20])
+@pytest.mark.parametrize('rope_positions', ['release', 'aligned'])
+@pytest.mark.parametrize('window', ['shift', 'rebuild'])
+def test_predictions_equal_the_oracle(model_options, window, rope_positions, context_length):
+    if rope_positions == 'aligned' and not model_options.get('rotary'):
+        pytest.skip('learned positions have one way only')
+    cache = kv_cache(strategy='lru', window=window, rope_positions=rope_positions)
+    episodes = play_irregularly(build_model(kv_cache=cache, context_length=context_length, **model_options))
+    assert episodes.compared > 200
+    if context_length == 8:
+        assert episodes.longest_context >= 7, 'the window was never full'
+
+
+@pytest.mark.parametrize('strategy', ['fifo', 'lru', 'priority'])
+@pytest.mark.parametrize('window', ['shift', 'rebuild'])
+def test_eviction_changes_no_prediction(model_options, strategy, window):
+    cache = kv_cache(strategy=strategy, window=window, **TINY_POOLS)
+    model = build_model(kv_cache=cache, context_length=8, **model_options)
+    assert play_irregularly(model).compared > 200
+    assert model.world_model.kv_cache_manager.recur_pool.stats.evictions > 50
+    assert model.world_model.kv_cache_inference.rebuild_stats.rebuilds > 15
+
+
+def test_a_context_matters(model_options):
+    """The comparisons above would be empty if the randomised model ignored its context."""
+    model = build_model(kv_cache=kv_cache(), **model_options)
+    generator = torch.Generator().manual_seed(0)
+    first, second = observations(model, 1, generator), observations(model, 1, generator)
+    with torch.no_grad():
+        alone = model.initial_inference(first, [-1], second, [0])
+        model.initial_inference(second, [-1], first, [0])
+        action = 1 if not model.world_model.continuous_action_space else torch.tensor([.5, -.5]).numpy()
+        with_history = model.initial_inference(first, [action], second, [1])
+    assert (alone.policy_logits - with_history.policy_logits).abs().max() > 0.05
+
+
+def test_collect_and_eval_keep_separate_histories():
+    model = build_model(kv_cache=kv_cache(), context_length=20)
+    collect, evaluation = Episodes(model, 'collect', seed=1), Episodes(model, 'eval', seed=2)
+    for _ in range(3):
+        collect.step([0, 1], 4)
+        evaluation.step([1, 0, 2], 4)
+    evaluation.end(1)
+    collect.step([1, 0], 4)
+    assert collect.longest_context > 7
+
+
+def test_a_history_that_is_not_the_callers_is_not_used():
+    model = build_model(kv_cache=kv_cache(), context_length=20)
+    Episodes(model, seed=1).step([0, 1])
+    # Another caller starts over with other observations under the same ids, without saying that episodes have ended.
+    generator = torch.Generator().manual_seed(7)
+    last, current = observations(model, 2, generator), observations(model, 2, generator)
+    fresh = build_model(kv_cache=kv_cache(), context_length=20)
+    with torch.no_grad():
+        output = model.initial_inference(last, [1, 2], current, [5, 5])
+        expected = fresh.initial_inference(last, [1, 2], current, [5, 5])
+    torch.testing.assert_close(output.policy_logits, expected.policy_logits)
+
+
+def test_nodes_of_a_freshly_initialised_model_stay_apart():
+    """Its latent states are all equal, so that nothing but their last bits can name a node."""
+    model = build_model(kv_cache=kv_cache(), randomise=False, context_length=20)
+    for head in ('head_policy', 'head_value', 'head_rewards'):
+        for parameter in getattr(model.world_model, head).parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    torch.nn.init.normal_(model.world_model.act_embedding_table.weight, std=3.)
+    episodes = Episodes(model)
+    for _ in range(3):
+        episodes.step([0, 1, 2, 3], 25)
+    assert episodes.compared > 1000
+
+
+def test_contexts_in_the_pools_are_not_touched_by_later_inferences():
+    model = build_model(kv_cache=kv_cache(), context_length=20)
+    episodes = Episodes(model)
+    episodes.step([0, 1], 4)
+    inference = model.world_model.kv_cache_inference
+    pool = model.world_model.kv_cache_manager.init_pools[0]
+    handle = pool.peek(next(pool.keys()))
+    before = inference.store.gather([handle])
+    inference.store.gather([handle]).kv.fill_(7.)
+    episodes.step([0, 1], 4)
+    after = inference.store.gather([handle])
+    torch.testing.assert_close(before.kv, after.kv, rtol=0, atol=0)
+    assert before.lengths == after.lengths
+
+
+@pytest.mark.parametrize('change', ['a learner step', 'load_state_dict'])
+def test_no_prediction_uses_keys_and_values_of_old_weights(model_options, change):
+    model = build_model(kv_cache=kv_cache(), context_length=20, **model_options)
+    episodes = Episodes(model)
+    for _ in range(3):
+        episodes.step([0, 1, 2], 4)
+    if change == 'load_state_dict':
+        model.load_state_dict(build_model(seed=9, context_length=20, **model_options).state_dict())
+    else:
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.)
+        for parameter in model.parameters():
+            parameter.grad = torch.randn_like(parameter) * 0.05
+        optimizer.step()
+    # The oracle's tokens were embedded by the old weights, too: embed the episodes again.
+    for env_id, history in ((env_id, model.world_model.kv_cache_inference._histories['collect', env_id])
+                            for env_id in range(3)):
+        context = episodes._contexts[env_id]
+        context.tokens.clear()
+        context.positions.clear()
+        for index, (observation, action, step) in enumerate(
+                zip(history.observations, history.actions, history.timesteps)
+        ):
+            if index:
+                context.add_action(action, 2 * step - 1)
+            with torch.no_grad():
+                context.add_observation(observation, step)
+        assert len(context.tokens) == 5
+    episodes.step([2, 0, 1], 4)
+
+
+def test_environments_that_do_not_exist_are_refused():
+    model = build_model(kv_cache=kv_cache())
+    current = observations(model, 2, torch.Generator())
+    for env_ids in ([0, 4], [-1, 0]):
+        with pytest.raises(ValueError, match='allowed are 0 to 3'):
+            with model.world_model.kv_cache_roots('collect', env_ids):
+                model.initial_inference(current, [-1, -1], current, [0, 0])
+    with pytest.raises(ValueError, match='one environment for each of the 2 rows'):
+        with model.world_model.kv_cache_roots('collect', [1, 1]):
+            model.initial_inference(current, [-1, -1], current, [0, 0])
+
+
+def test_a_window_that_holds_no_context_is_refused():
+    with pytest.raises(ValueError, match=r'context_length is 2: the cache needs at least 4 tokens'):
+        build_model(kv_cache=kv_cache(), context_length=2, randomise=False)
+
+
+def test_reset_on_a_miss_starts_over_from_the_latent_state():
+    model = build_model(kv_cache=kv_cache(on_miss='reset', **TINY_POOLS), context_length=20)
+    generator = torch.Generator().manual_seed(0)
+    current = observations(model, 1, generator)
+    with torch.no_grad():
+        root = model.initial_inference(torch.zeros_like(current), [-1], current, [0])
+        node = model.recurrent_inference([(root.latent_state.numpy(), torch.tensor([1]))], 0, [1], [0])
+        model.world_model.kv_cache_manager.clear_all()
+        forgotten = model.recurrent_inference([(node.latent_state.numpy(), torch.tensor([2]))], 1, [2], [0])
+    from oracle import Oracle
+    context = Oracle(model.world_model)
+    context.add_latent(node.latent_state[0], 0)
+    context.add_action(2, 0)
+    torch.testing.assert_close(forgotten.reward[0], context.reward_and_next_token()['reward'][0], atol=1e-5, rtol=0)
