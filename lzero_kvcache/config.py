@@ -1,5 +1,6 @@
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Optional
 
 from .eviction import parse_strategy
 from .eviction.strategy import StrategyLike
@@ -137,7 +138,7 @@ class KVCacheConfig:
         """
         return self.strategy if pool.strategy is None else pool.strategy
 
-    def to_dict(self) -> Dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """
         Overview:
             The config as users write it, with every default filled in.
@@ -145,7 +146,7 @@ class KVCacheConfig:
         return asdict(self)
 
 
-def _check_keys(config_class: type, given: Mapping[str, Any], key_path: str) -> Dict[str, Any]:
+def _check_keys(config_class: type, given: Mapping[str, Any], key_path: str) -> dict[str, Any]:
     legal = [item.name for item in fields(config_class)]
     for key, value in given.items():
         if key not in legal:

@@ -1,4 +1,5 @@
-from typing import Any, Callable, Dict, Hashable, List, Optional
+from collections.abc import Hashable
+from typing import Any, Callable, Optional
 
 from .config import KVCacheConfig, PoolConfig
 from .pool import KVCachePool, check_pool_size
@@ -8,9 +9,9 @@ from .stats import CacheStats
 class KVCacheManager:
     """
     Overview:
-        The three kinds of pool of one world model: ``init_pools`` (root contexts, one pool per environment, carried from
-        step to step), ``recur_pool`` (nodes of the running search, all environments) and ``wm_pool`` (rows of the last
-        inference).
+        The three kinds of pool of one world model: ``init_pools`` (root contexts, one pool per environment, carried
+        from step to step), ``recur_pool`` (nodes of the running search, all environments) and ``wm_pool`` (rows of
+        the last inference).
     Arguments:
         - config (:obj:`Any`): An EasyDict or any object with attributes, normally ``world_model_cfg``. Read are
             ``kv_cache`` (see ``KVCacheConfig``), ``num_simulations`` (default 50) and ``game_segment_length``, the
@@ -39,7 +40,7 @@ class KVCacheManager:
             size = default_size if pool_config.size is None else pool_config.size
             return KVCachePool(size, self.config.strategy_of(pool_config), self.enable_stats, name, on_release)
 
-        self.init_pools: List[KVCachePool] = [
+        self.init_pools: list[KVCachePool] = [
             build(f'init_pools[{env_id}]', self.config.init_pool, init_size) for env_id in range(env_num)
         ]
         self.recur_pool = build('recur_pool', self.config.recur_pool, num_simulations * env_num)
@@ -118,14 +119,14 @@ class KVCacheManager:
         kv = self.get_init_cache(env_id, key)
         return self.get_recur_cache(key) if kv is None else kv
 
-    def pools(self) -> Dict[str, List[KVCachePool]]:
+    def pools(self) -> dict[str, list[KVCachePool]]:
         """
         Overview:
             All pools by kind: 'init_pools', 'recur_pool', 'wm_pool'.
         """
         return {'init_pools': self.init_pools, 'recur_pool': [self.recur_pool], 'wm_pool': [self.wm_pool]}
 
-    def total_stats(self) -> Dict[str, CacheStats]:
+    def total_stats(self) -> dict[str, CacheStats]:
         """
         Overview:
             A copy of the statistics by kind of pool, the environments' pools added up.
@@ -165,13 +166,13 @@ class KVCacheManager:
             for pool in pools:
                 pool.stats.reset()
 
-    def get_stats_summary(self) -> Dict[str, Any]:
+    def get_stats_summary(self) -> dict[str, Any]:
         """
         Overview:
             The statistics of every pool as text.
         Returns:
-            - summary (:obj:`Dict[str, Any]`): ``{'stats_enabled': True, 'init_pools': {'env_0': 'CacheStats(...)', ...},
-                'recur_pool': 'CacheStats(...)', 'wm_pool': 'CacheStats(...)'}``, or ``{'stats_enabled': False}``.
+            - summary (:obj:`Dict[str, Any]`): ``{'stats_enabled': True, 'init_pools': {'env_0': 'CacheStats(...)',
+                ...}, 'recur_pool': 'CacheStats(...)', 'wm_pool': 'CacheStats(...)'}``, or ``{'stats_enabled': False}``.
         """
         if not self.enable_stats:
             return {'stats_enabled': False}

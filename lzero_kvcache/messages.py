@@ -1,6 +1,7 @@
 """The second half of an error sentence: what would have been allowed, and the nearest valid choice."""
+from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, Iterable
+from typing import Any
 
 
 def choices(given: Any, allowed: Iterable[str]) -> str:

@@ -1,5 +1,6 @@
+from collections.abc import Hashable, Iterator
 from numbers import Integral, Real
-from typing import Any, Callable, Dict, Hashable, Iterator, List, Optional
+from typing import Any, Callable, Optional
 
 from .eviction import EvictionStrategy, build_eviction_policy
 from .eviction.strategy import StrategyLike
@@ -27,7 +28,8 @@ class KVCachePool:
     """
     Overview:
         A bounded map from keys to cached values. A full pool evicts by its strategy. The pool keeps what it is given
-        by reference and never looks inside. ``stats`` counts, ``peak_entries`` is the most it has ever held. Get, set and eviction cost O(1) (O(log n) with 'priority') at any size.
+        by reference and never looks inside. ``stats`` counts, ``peak_entries`` is the most it has ever held. Get, set
+        and eviction cost O(1) (O(log n) with 'priority') at any size.
     Arguments:
         - pool_size (:obj:`int`): The number of entries that fit.
         - eviction_strategy (:obj:`Union[EvictionStrategy, str, dict]`): A member of ``EvictionStrategy``, a name in
@@ -61,10 +63,10 @@ class KVCachePool:
         self.eviction_policy = build_eviction_policy(
             self._strategy, f"eviction_strategy of pool '{self.name}'"
         )
-        self._slot_of_key: Dict[Hashable, int] = {}
-        self._key_of_slot: Dict[int, Hashable] = {}
-        self._value_of_slot: Dict[int, Any] = {}
-        self._free_slots: List[int] = []
+        self._slot_of_key: dict[Hashable, int] = {}
+        self._key_of_slot: dict[int, Hashable] = {}
+        self._value_of_slot: dict[int, Any] = {}
+        self._free_slots: list[int] = []
 
     def set(self, key: Hashable, kv: Any, priority: Optional[float] = None) -> int:
         """

@@ -1,14 +1,14 @@
 """One run of a LightZero entry, seen on the screen: a progress bar, and the cache's statistics at the end."""
 import os
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Iterator, List, Optional
+from typing import Any, Optional
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .manager import KVCacheManager
 from .tables import statistics_table
 
 LINES_SHOWN_ON_FAILURE = 30
@@ -39,8 +39,10 @@ def run_progress(exp_name: str, max_env_step: Optional[int] = None) -> Iterator[
             raise
         finally:
             step_listeners.remove(display.on_step)
-        if display.manager is not None:
-            screen.print(statistics_table(display.manager))
+        if display.inference is not None:
+            screen.print(statistics_table(display.inference.manager))
+            if hasattr(display.inference, 'report'):
+                screen.print(str(display.inference.report))
         screen.print(f'TensorBoard: tensorboard --logdir {exp_name}/log   (scalars kv_cache/...)', soft_wrap=True)
         screen.print(f'Output of LightZero: {log_path}', soft_wrap=True)
 
@@ -48,7 +50,7 @@ def run_progress(exp_name: str, max_env_step: Optional[int] = None) -> Iterator[
 class _RunDisplay:
 
     def __init__(self, screen: Console, max_env_step: Optional[int]) -> None:
-        self.manager: Optional[KVCacheManager] = None
+        self.inference: Any = None
         self.progress = Progress(
             TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('environment steps'),
             TextColumn('{task.fields[activity]}'), TimeElapsedColumn(), console=screen,
@@ -59,8 +61,8 @@ class _RunDisplay:
         self._learner_steps = 0
         self._searches = 0
 
-    def on_step(self, phase: str, env_num: int, manager: Optional[KVCacheManager]) -> None:
-        self.manager = manager or self.manager
+    def on_step(self, phase: str, env_num: int, inference: Any) -> None:
+        self.inference = inference or self.inference
         if phase == 'learn':
             self._learner_steps += 1
             activity = f'learner step {self._learner_steps}'
@@ -75,7 +77,7 @@ class _RunDisplay:
 
 @contextmanager
 def _output_to(log_path: Path) -> Iterator[Console]:
-    saved: List[Any] = [os.dup(1), os.dup(2)]
+    saved: list[Any] = [os.dup(1), os.dup(2)]
     with open(saved[0], 'w', closefd=False) as screen, open(log_path, 'w') as log:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -1,5 +1,6 @@
 """Episodes of several environments, every prediction of which is compared with the oracle."""
-from typing import Any, Dict, List, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,10 +26,10 @@ class Episodes:
         self._world_model = model.world_model
         self._config = self._world_model.kv_cache_inference.config
         self._generator = torch.Generator().manual_seed(seed)
-        self._contexts: Dict[int, Oracle] = {}
-        self._exact: Dict[int, bool] = {}
-        self._last: Dict[int, Any] = {}
-        self._timesteps: Dict[int, int] = {}
+        self._contexts: dict[int, Oracle] = {}
+        self._exact: dict[int, bool] = {}
+        self._last: dict[int, Any] = {}
+        self._timesteps: dict[int, int] = {}
 
     def end(self, env_id: int) -> None:
         """An environment's episode ends."""
@@ -47,7 +48,8 @@ class Episodes:
         last = [self._last.get(env_id, (first, -1)) for env_id in env_ids]
         with self._world_model.kv_cache_roots(self._phase, env_ids):
             root = self.model.initial_inference(
-                torch.stack([observation for observation, _ in last]), [action for _, action in last], current, timesteps
+                torch.stack([observation for observation, _ in last]), [action for _, action in last], current,
+                timesteps
             )
         for row, env_id in enumerate(env_ids):
             if env_id not in self._last:
@@ -69,7 +71,7 @@ class Episodes:
         return root
 
     def _search(self, env_ids: Sequence[int], root: Any, timesteps: Sequence[np.ndarray], num_simulations: int) -> None:
-        nodes: List[List[Any]] = [[(self._contexts[env_id].copy(), self._exact[env_id], 0) for env_id in env_ids]]
+        nodes: list[list[Any]] = [[(self._contexts[env_id].copy(), self._exact[env_id], 0) for env_id in env_ids]]
 
         def compare(expansion: Expansion, output: Any) -> None:
             children = []

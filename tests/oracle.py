@@ -1,5 +1,6 @@
 """The forward without a cache that every prediction must equal."""
-from typing import Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import numpy as np
 import torch
@@ -14,8 +15,8 @@ class Oracle:
 
     def __init__(self, world_model, tokens: Sequence[torch.Tensor] = (), positions: Sequence[int] = ()) -> None:
         self.world_model = world_model
-        self.tokens: List[torch.Tensor] = list(tokens)
-        self.positions: List[int] = list(positions)
+        self.tokens: list[torch.Tensor] = list(tokens)
+        self.positions: list[int] = list(positions)
 
     def copy(self) -> 'Oracle':
         return Oracle(self.world_model, self.tokens, self.positions)
@@ -55,7 +56,7 @@ class Oracle:
         return world_model.transformer.ln_f(sequence)[:, -1:]
 
     @torch.no_grad()
-    def reward_and_next_token(self) -> Dict[str, torch.Tensor]:
+    def reward_and_next_token(self) -> dict[str, torch.Tensor]:
         """What the model predicts at an action token."""
         hidden = self.hidden()
         return {
@@ -64,7 +65,7 @@ class Oracle:
         }
 
     @torch.no_grad()
-    def policy_and_value(self) -> Dict[str, torch.Tensor]:
+    def policy_and_value(self) -> dict[str, torch.Tensor]:
         """What the model predicts at the last token of an observation."""
         hidden = self.hidden()
         return {

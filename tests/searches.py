@@ -1,6 +1,7 @@
 """LightZero's real C++ searches over a world model, watched node by node, recorded and replayed."""
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, List, Sequence
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ PREDICTIONS = ('latent_state', 'reward', 'value', 'policy_logits')
 @dataclass
 class Expansion:
     """
-    One simulation: which node each row expands (0 is the root, i the node of simulation i), by which action, and the depth
-    that the search reports.
+    One simulation: which node each row expands (0 is the root, i the node of simulation i), by which action, and the
+    depth that the search reports.
     """
-    parents: List[int]
+    parents: list[int]
     actions: torch.Tensor
-    search_depth: List[int]
+    search_depth: list[int]
 
 
 class WatchedModel:
@@ -29,14 +30,14 @@ class WatchedModel:
     def __init__(self, model: torch.nn.Module, root_latents: np.ndarray) -> None:
         self._model = model
         self._node_of = [{latent.tobytes(): 0} for latent in root_latents]
-        self.expansions: List[Expansion] = []
-        self.outputs: List[Any] = []
+        self.expansions: list[Expansion] = []
+        self.outputs: list[Any] = []
         self.watcher: Callable[[Expansion, Any], None] = lambda expansion, output: None
 
     def eval(self) -> None:
         self._model.eval()
 
-    def recurrent_inference(self, history: List, simulation_index: int, search_depth: Sequence[int], start_pos: Any):
+    def recurrent_inference(self, history: list, simulation_index: int, search_depth: Sequence[int], start_pos: Any):
         latents, actions = history[-1]
         parents = [self._node_of[row][latent.tobytes()] for row, latent in enumerate(latents)]
         output = self._model.recurrent_inference(history, simulation_index, search_depth, start_pos)
@@ -81,7 +82,7 @@ def search(
 def replay(
         model: torch.nn.Module, root: Any, timesteps: Sequence[np.ndarray], expansions: Sequence[Expansion],
         rows: Sequence[int]
-) -> List[Dict[str, torch.Tensor]]:
+) -> list[dict[str, torch.Tensor]]:
     """Expand the same nodes by the same actions through another model, for some rows of the recorded search."""
     latents = [root.latent_state.numpy()]
     outputs = []

@@ -1,4 +1,4 @@
-"""Wherever the release is exact, the managed predictions equal the stock ones: roots and every node of real searches."""
+"""Wherever the release is exact, the managed predictions equal the stock ones, at every node of real searches."""
 import copy
 
 import numpy as np
@@ -31,8 +31,8 @@ def stock_twin(model, **options):
 @torch.no_grad()
 def play(model, stock_models, num_steps):
     """
-    The managed model plays all environments in one batch; each environment has a stock model of its own, because in a batch
-    of one all lengths are equal, which is where the release is exact.
+    The managed model plays all environments in one batch; each environment has a stock model of its own, because in a
+    batch of one all lengths are equal, which is where the release is exact.
     """
     generator = torch.Generator().manual_seed(3)
     last = observations(model, NUM_ENVS, generator)
@@ -89,7 +89,8 @@ def test_reanalysis_equals_stock_at_children_of_the_roots(model_options):
     for twin in (model, stock):
         twin.world_model.reanalyze_phase = True
         root = twin.initial_inference(sequence, actions, start_pos=timesteps)
-        children = torch.from_numpy(np.stack([random_action(model, torch.Generator().manual_seed(i)) for i in range(6)]))
+        actions_of_roots = [random_action(model, torch.Generator().manual_seed(row)) for row in range(6)]
+        children = torch.from_numpy(np.stack(actions_of_roots))
         outputs.append(twin.recurrent_inference(
             [(root.latent_state.numpy(), children)], 0, [1] * 6, timesteps
         ))

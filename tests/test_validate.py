@@ -129,8 +129,11 @@ def test_a_difference_names_environment_depth_and_size(depth, monkeypatch):
         return outputs
 
     monkeypatch.setattr(managed, hook, with_a_defect)
-    with pytest.raises(KVCacheMismatchError, match=rf'environment 2, depth {depth}: the managed value prediction differs '
-                                                   r'from the stock one by 0\.25, more than validation_tolerance 0\.0001'):
+    message = (
+        rf'environment 2, depth {depth}: the managed value prediction differs from the stock one by 0\.25, '
+        r'more than validation_tolerance 0\.0001'
+    )
+    with pytest.raises(KVCacheMismatchError, match=message):
         with torch.no_grad():
             current = observations(player.model, 1, torch.Generator())
             with player.model.world_model.kv_cache_roots('collect', [2]):

@@ -138,8 +138,8 @@ def test_no_prediction_uses_keys_and_values_of_old_weights(model_options, change
             parameter.grad = torch.randn_like(parameter) * 0.05
         optimizer.step()
     # The oracle's tokens were embedded by the old weights, too: embed the episodes again.
-    for env_id, history in ((env_id, model.world_model.kv_cache_inference._histories['collect', env_id])
-                            for env_id in range(3)):
+    for env_id in range(3):
+        history = model.world_model.kv_cache_inference.histories.of('collect', env_id)
         context = episodes._contexts[env_id]
         context.tokens.clear()
         context.positions.clear()

@@ -14,7 +14,7 @@ class FIFOEviction(EvictionPolicy):
 
     def __init__(self) -> None:
         # A plain dict would walk over the gaps that removed slots leave at its front: O(n) per eviction.
-        self._slots: 'OrderedDict[int, None]' = OrderedDict()
+        self._slots: OrderedDict[int, None] = OrderedDict()
 
     def insert(self, slot: int, priority: Optional[float] = None) -> None:
         self._slots[slot] = None

@@ -13,7 +13,7 @@ class LRUEviction(EvictionPolicy):
     """
 
     def __init__(self) -> None:
-        self._slots: 'OrderedDict[int, None]' = OrderedDict()
+        self._slots: OrderedDict[int, None] = OrderedDict()
 
     def insert(self, slot: int, priority: Optional[float] = None) -> None:
         self._slots[slot] = None

@@ -1,5 +1,5 @@
 import heapq
-from typing import Dict, List, Optional, Tuple
+from typing import Optional
 
 from .base import EVICTION_REGISTRY, EvictionPolicy
 
@@ -20,8 +20,8 @@ class PriorityEviction(EvictionPolicy):
     def __init__(self, score: str = 'search_depth') -> None:
         self.score = score
         self._clock = 0
-        self._ranks: Dict[int, Tuple[float, int]] = {}
-        self._heap: List[Tuple[float, int, int]] = []
+        self._ranks: dict[int, tuple[float, int]] = {}
+        self._heap: list[tuple[float, int, int]] = []
 
     def insert(self, slot: int, priority: Optional[float] = None) -> None:
         self._rank(slot, 0.0 if priority is None else priority)

@@ -1,6 +1,7 @@
 import inspect
+from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Dict, Mapping, Tuple, Union
+from typing import Any, Union
 
 from ..messages import choices
 from .base import EVICTION_REGISTRY, EvictionPolicy
@@ -19,7 +20,7 @@ class EvictionStrategy(Enum):
 StrategyLike = Union[EvictionStrategy, str, Mapping[str, Any]]
 
 
-def parse_strategy(strategy: StrategyLike, key_path: str = 'eviction_strategy') -> Tuple[str, Dict[str, Any]]:
+def parse_strategy(strategy: StrategyLike, key_path: str = 'eviction_strategy') -> tuple[str, dict[str, Any]]:
     """
     Overview:
         Check a strategy as users write it and split it into its registered name and its options.
@@ -32,7 +33,7 @@ def parse_strategy(strategy: StrategyLike, key_path: str = 'eviction_strategy') 
     Raises:
         - ValueError: If the name is not registered or the strategy does not have one of the options.
     """
-    options: Dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if isinstance(strategy, Mapping):
         options = dict(strategy)
         if 'type' not in options:

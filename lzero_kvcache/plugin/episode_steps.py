@@ -1,4 +1,5 @@
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import torch
 
@@ -10,9 +11,9 @@ class EpisodeSteps:
     """
 
     def __init__(self) -> None:
-        self._steps: Dict[int, Tuple[torch.Tensor, Any]] = {}
+        self._steps: dict[int, tuple[torch.Tensor, Any]] = {}
 
-    def batch(self, env_ids: Sequence[int], observations: torch.Tensor) -> Tuple[torch.Tensor, List[Any]]:
+    def batch(self, env_ids: Sequence[int], observations: torch.Tensor) -> tuple[torch.Tensor, list[Any]]:
         """
         Overview:
             What the model is given beside the current observations.
@@ -20,8 +21,8 @@ class EpisodeSteps:
             - env_ids (:obj:`Sequence[int]`): The environment of each row.
             - observations (:obj:`torch.Tensor`): The current observations, :math:`(B, ...)`.
         Returns:
-            - last_observations, last_actions (:obj:`Tuple`): :math:`(B, ...)` and B actions; zeros and -1 where an episode
-                begins.
+            - last_observations, last_actions (:obj:`Tuple`): :math:`(B, ...)` and B actions; zeros and -1 where an
+                episode begins.
         """
         beginning = torch.zeros_like(observations[0])
         steps = [self._steps.get(env_id, (beginning, -1)) for env_id in env_ids]

@@ -24,8 +24,8 @@ class UniZeroKVCacheModel(UniZeroModel):
 class SampledUniZeroKVCacheModel(SampledUniZeroModel):
     """
     Overview:
-        LightZero's ``SampledUniZeroModel`` whose world model has the managed cache. Arguments, parameters and checkpoints
-        are the stock model's; the cache is configured by ``world_model_cfg.kv_cache``.
+        LightZero's ``SampledUniZeroModel`` whose world model has the managed cache. Arguments, parameters and
+        checkpoints are the stock model's; the cache is configured by ``world_model_cfg.kv_cache``.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

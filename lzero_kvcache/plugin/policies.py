@@ -1,5 +1,6 @@
+from collections.abc import Sequence
 from numbers import Integral
-from typing import Any, Callable, Dict, List, Optional, Sequence, Tuple, Union
+from typing import Any, Callable, Optional, Union
 
 import torch
 from ding.utils import POLICY_REGISTRY
@@ -27,8 +28,10 @@ class KVCachePolicyMixin:
         self._kv_cache_world_model = _managed_world_model(model.world_model, cfg)
         self._kv_cache_statistics = None
         if self._kv_cache_world_model is not None:
-            manager = self._kv_cache_world_model.kv_cache_manager
-            self._kv_cache_statistics = StatisticsReporter(manager, manager.config.log_interval)
+            self._kv_cache_statistics = StatisticsReporter(
+                self._kv_cache_world_model.kv_cache_inference,
+                self._kv_cache_world_model.kv_cache_manager.config.log_interval
+            )
             self._kv_cache_steps = {'collect': EpisodeSteps(), 'eval': EpisodeSteps()}
             self._kv_cache_is_searching = False
         return model
@@ -36,20 +39,20 @@ class KVCachePolicyMixin:
     def _forward_collect(
             self,
             data: torch.Tensor,
-            action_mask: Optional[List] = None,
+            action_mask: Optional[list] = None,
             temperature: float = 1,
             to_play: Sequence = (-1, ),
             epsilon: float = 0.25,
             ready_env_id: Any = None,
             timestep: Sequence = (0, ),
-    ) -> Dict:
+    ) -> dict:
         """
         Overview:
             As the stock policy's. ``ready_env_id`` may be any collection of ids, in the order of the rows.
         """
         forward = super()._forward_collect
 
-        def search(env_ids: Sequence[int]) -> Dict:
+        def search(env_ids: Sequence[int]) -> dict:
             return forward(data, action_mask, temperature, to_play, epsilon, ready_env_id=env_ids, timestep=timestep)
 
         return self._search_in_phase('collect', search, data, ready_env_id)
@@ -57,39 +60,39 @@ class KVCachePolicyMixin:
     def _forward_eval(
             self,
             data: torch.Tensor,
-            action_mask: Optional[List] = None,
+            action_mask: Optional[list] = None,
             to_play: Sequence = (-1, ),
             ready_env_id: Any = None,
             timestep: Sequence = (0, ),
-    ) -> Dict:
+    ) -> dict:
         """
         Overview:
             As the stock policy's. ``ready_env_id`` may be any collection of ids, in the order of the rows.
         """
         forward = super()._forward_eval
 
-        def search(env_ids: Sequence[int]) -> Dict:
+        def search(env_ids: Sequence[int]) -> dict:
             return forward(data, action_mask, to_play, ready_env_id=env_ids, timestep=timestep)
 
         return self._search_in_phase('eval', search, data, ready_env_id)
 
     def _search_in_phase(
-            self, phase: str, search: Callable[[Sequence[int]], Dict], data: torch.Tensor, ready_env_id: Any
-    ) -> Dict:
+            self, phase: str, search: Callable[[Sequence[int]], dict], data: torch.Tensor, ready_env_id: Any
+    ) -> dict:
         env_ids = list(range(len(data))) if ready_env_id is None else [int(env_id) for env_id in ready_env_id]
-        manager = None
+        inference = None
         if self._kv_cache_world_model is None:
             output = search(env_ids)
         else:
             output = self._search_managed(phase, search, data, env_ids)
-            manager = self._kv_cache_world_model.kv_cache_manager
+            inference = self._kv_cache_world_model.kv_cache_inference
         for listener in list(step_listeners):
-            listener(phase, len(env_ids), manager)
+            listener(phase, len(env_ids), inference)
         return output
 
     def _search_managed(
-            self, phase: str, search: Callable[[Sequence[int]], Dict], data: torch.Tensor, env_ids: Sequence[int]
-    ) -> Dict:
+            self, phase: str, search: Callable[[Sequence[int]], dict], data: torch.Tensor, env_ids: Sequence[int]
+    ) -> dict:
         steps = self._kv_cache_steps[phase]
         self.last_batch_obs, self.last_batch_action = steps.batch(env_ids, data)
         self._kv_cache_is_searching = True
@@ -104,7 +107,7 @@ class KVCachePolicyMixin:
 
     def _reset_collect(
             self,
-            env_id: Union[int, List[int], None] = None,
+            env_id: Union[int, list[int], None] = None,
             current_steps: Optional[int] = None,
             reset_init_data: bool = True,
     ) -> None:
@@ -120,7 +123,7 @@ class KVCachePolicyMixin:
 
     def _reset_eval(
             self,
-            env_id: Union[int, List[int], None] = None,
+            env_id: Union[int, list[int], None] = None,
             current_steps: Optional[int] = None,
             reset_init_data: bool = True,
     ) -> None:
@@ -131,7 +134,7 @@ class KVCachePolicyMixin:
         self._reset_in_phase('eval', super()._reset_eval, env_id, current_steps, reset_init_data)
 
     def _reset_in_phase(
-            self, phase: str, stock_reset: Callable, env_id: Union[int, List[int], None], current_steps: Optional[int],
+            self, phase: str, stock_reset: Callable, env_id: Union[int, list[int], None], current_steps: Optional[int],
             reset_init_data: bool
     ) -> None:
         if self._kv_cache_world_model is None:
@@ -181,7 +184,7 @@ class UniZeroKVCachePolicy(KVCachePolicyMixin, UniZeroPolicy):
         """
         return with_run_hooks(UniZeroPolicy.default_config())
 
-    def default_model(self) -> Tuple[str, List[str]]:
+    def default_model(self) -> tuple[str, list[str]]:
         """
         Overview:
             The model's name in ``MODEL_REGISTRY`` and the modules that register it.
@@ -204,7 +207,7 @@ class SampledUniZeroKVCachePolicy(KVCachePolicyMixin, SampledUniZeroPolicy):
         """
         return with_run_hooks(SampledUniZeroPolicy.default_config())
 
-    def default_model(self) -> Tuple[str, List[str]]:
+    def default_model(self) -> tuple[str, list[str]]:
         """
         Overview:
             The model's name in ``MODEL_REGISTRY`` and the modules that register it.

@@ -1,18 +1,18 @@
 import logging
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Optional
 
 from ding.worker.learner.learner_hook import LearnerHook, register_learner_hook
 from easydict import EasyDict
 
-from ..manager import KVCacheManager
 from ..stats import CacheStats
 
 logger = logging.getLogger('lzero_kvcache')
 
-StepListener = Callable[[str, int, Optional[KVCacheManager]], None]
+StepListener = Callable[[str, int, Any], None]
 # Called after each search of any policy of this process with 'collect' or 'eval', the environments that take a step
-# and the policy's manager, and after each learner step with 'learn', 0 and None.
-step_listeners: List[StepListener] = []
+# and the world model's ``kv_cache_inference`` (None where the stock code runs), and after each learner step with
+# 'learn', 0 and None.
+step_listeners: list[StepListener] = []
 
 
 class StatisticsReporter:
@@ -22,19 +22,21 @@ class StatisticsReporter:
         ``kv_cache/<phase>_<pool>/{hit_rate,misses,evictions,entries}`` over the environment steps collected so far.
         Rates and counts are those since the phase's last point.
     Arguments:
-        - manager (:obj:`KVCacheManager`): The pools.
-        - log_interval (:obj:`int`): Searches between two log lines and two points; a phase that ends writes a point, too.
+        - inference (:obj:`Union[ManagedInference, ValidatedInference]`): The world model's, with the pools.
+        - log_interval (:obj:`int`): Searches between two log lines and two points; a phase that ends writes a point,
+            too.
     """
 
-    def __init__(self, manager: KVCacheManager, log_interval: int) -> None:
+    def __init__(self, inference: Any, log_interval: int) -> None:
         self.tb_logger: Any = None
         self.env_steps = 0
-        self._manager = manager
+        self._inference = inference
+        self._manager = inference.manager
         self._log_interval = log_interval
-        self._seen = manager.total_stats()
-        self._pending: Dict[str, Dict[str, CacheStats]] = {}
-        self._entries: Dict[str, int] = {}
-        self._searches: Dict[str, int] = {}
+        self._seen = self._manager.total_stats()
+        self._pending: dict[str, dict[str, CacheStats]] = {}
+        self._entries: dict[str, int] = {}
+        self._searches: dict[str, int] = {}
         self._phase: Optional[str] = None
 
     def count_search(self, phase: str, env_num: int) -> None:
@@ -77,6 +79,16 @@ class StatisticsReporter:
             self.tb_logger.add_scalar(f'{tag}/evictions', pending[kind].evictions, self.env_steps)
             self.tb_logger.add_scalar(f'{tag}/entries', self._entries[kind], self.env_steps)
 
+    def finish(self) -> None:
+        """
+        Overview:
+            The run has ended: write the last point, and log what mode 'validate' has seen.
+        """
+        self.flush()
+        report = getattr(self._inference, 'report', None)
+        if report is not None:
+            logger.info(f"kv_cache.mode='validate': {report}")
+
     def _log(self, phase: str) -> None:
         pending = self._pending[phase]
         pools = '; '.join(
@@ -114,7 +126,7 @@ class RunHook(LearnerHook):
         if self.position == 'before_run':
             reporter.tb_logger = learner.tb_logger
         else:
-            reporter.flush()
+            reporter.finish()
 
 
 register_learner_hook('kv_cache', RunHook)

@@ -1,5 +1,6 @@
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Optional
 
 import numpy as np
 import torch
@@ -66,6 +67,17 @@ class ContextBatch:
             batch.tokens = like.new_zeros(batch_size, shape.capacity, shape.embed_dim)
             batch.positions = torch.zeros(batch_size, shape.capacity, dtype=torch.long, device=like.device)
         return batch
+
+    def emptied(self) -> 'ContextBatch':
+        """
+        Overview:
+            As many rows of the same shape without any token.
+        """
+        return ContextBatch(
+            torch.zeros_like(self.kv), np.zeros_like(self.lengths),
+            None if self.tokens is None else torch.zeros_like(self.tokens),
+            None if self.positions is None else torch.zeros_like(self.positions),
+        )
 
     def __len__(self) -> int:
         return len(self.lengths)

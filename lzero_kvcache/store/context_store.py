@@ -1,4 +1,7 @@
-from typing import Dict, List, Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
+
+import torch
 
 from .context import ContextBatch, ContextShape
 
@@ -15,8 +18,8 @@ class ContextStore:
     def __init__(self, shape: ContextShape) -> None:
         self.shape = shape
         self._slab: Optional[ContextBatch] = None
-        self._holders: Dict[int, int] = {}
-        self._free: List[int] = []
+        self._holders: dict[int, int] = {}
+        self._free: list[int] = []
 
     def reserve(self) -> int:
         """
@@ -81,6 +84,16 @@ class ContextStore:
             - batch (:obj:`ContextBatch`): A copy, free to be changed.
         """
         return self._slab.select(handles)
+
+    def empty(self, batch_size: int, like: torch.Tensor) -> ContextBatch:
+        """
+        Overview:
+            Rows of the store's shape without any token.
+        Arguments:
+            - batch_size (:obj:`int`): The number of rows.
+            - like (:obj:`torch.Tensor`): A tensor of the wanted dtype and device.
+        """
+        return ContextBatch.empty(batch_size, self.shape, like)
 
     def drop_memory(self) -> None:
         """

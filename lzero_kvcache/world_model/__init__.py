@@ -1,5 +1,6 @@
 """The managed cache under LightZero's ``WorldModel``."""
-from .managed import ManagedInference, RebuildStats, RootEnvironments
+from .contexts import RebuildStats
+from .managed import ManagedInference, RootEnvironments
 from .mixin import KVCacheWorldModel, KVCacheWorldModelMixin
 
 __all__ = [

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..store import ContextBatch, ContextShape
+from ..store import ContextBatch
 
 
 def extend(
@@ -146,14 +146,13 @@ class ContextWindow:
         self.kept = context_length - 3
         self._mode = mode
 
-    def apply(self, world_model: Any, context: ContextBatch, shape: ContextShape) -> None:
+    def apply(self, world_model: Any, context: ContextBatch) -> None:
         """
         Overview:
             Shorten the rows that have reached the limit, in place.
         Arguments:
             - world_model (:obj:`WorldModel`): The model, whose current weights are used.
             - context (:obj:`ContextBatch`): The rows.
-            - shape (:obj:`ContextShape`): Their dimensions.
         """
         full = np.flatnonzero(context.lengths >= self.limit)
         for length in np.unique(context.lengths[full]):
@@ -162,7 +161,7 @@ class ContextWindow:
             if self._mode == 'shift':
                 self._shift(world_model, context, rows, dropped)
             else:
-                self._encode_again(world_model, context, rows, dropped, shape)
+                self._encode_again(world_model, context, rows, dropped)
 
     def _shift(self, world_model: Any, context: ContextBatch, rows: np.ndarray, dropped: int) -> None:
         index = torch.as_tensor(rows, device=context.kv.device)
@@ -182,11 +181,9 @@ class ContextWindow:
                 corrections.append(per_head.transpose(0, 1))
         return torch.stack(corrections).unflatten(0, (-1, 2))
 
-    def _encode_again(
-            self, world_model: Any, context: ContextBatch, rows: np.ndarray, dropped: int, shape: ContextShape
-    ) -> None:
+    def _encode_again(self, world_model: Any, context: ContextBatch, rows: np.ndarray, dropped: int) -> None:
         overflowing = context.select(rows)
-        shortened = ContextBatch.empty(len(rows), shape, context.kv)
+        shortened = overflowing.emptied()
         kept = slice(dropped, dropped + self.kept)
         extend(world_model, shortened, overflowing.tokens[:, kept], overflowing.positions[:, kept])
         context.assign(rows, shortened)

@@ -1,5 +1,6 @@
 """The stock inference, untouched: mode 'legacy'."""
-from typing import Any, List, Optional, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import torch
 
@@ -13,7 +14,7 @@ class LegacyInference:
 
     def initial(
             self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: Any
-    ) -> Tuple[torch.Tensor, ...]:
+    ) -> tuple[torch.Tensor, ...]:
         """
         Overview:
             As ``WorldModel.forward_initial_inference``.
@@ -21,9 +22,9 @@ class LegacyInference:
         return world_model.stock_initial_inference(obs_act_dict, start_pos)
 
     def recurrent(
-            self, world_model: Any, state_action_history: List[Tuple], simulation_index: int,
+            self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
             search_depth: Sequence[int], start_pos: Any
-    ) -> Tuple[torch.Tensor, ...]:
+    ) -> tuple[torch.Tensor, ...]:
         """
         Overview:
             As ``WorldModel.forward_recurrent_inference``.

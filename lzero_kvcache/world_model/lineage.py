@@ -1,5 +1,5 @@
 """What a search's nodes descend from: enough to compute any evicted context again."""
-from typing import Dict, List, Optional, Tuple
+from typing import Optional
 
 import numpy as np
 import torch
@@ -65,8 +65,8 @@ class SearchLineage:
     def __init__(self, phase: str, batch_size: int) -> None:
         self.phase = phase
         self.batch_size = batch_size
-        self._nodes: Dict[Tuple[int, str], SearchNode] = {}
-        self._copies: Dict[Tuple[int, str], int] = {}
+        self._nodes: dict[tuple[int, str], SearchNode] = {}
+        self._copies: dict[tuple[int, str], int] = {}
 
     def find(self, row: int, latent: np.ndarray) -> Optional[SearchNode]:
         """
@@ -84,8 +84,8 @@ class SearchLineage:
     def distinct_latents(self, latents: np.ndarray) -> np.ndarray:
         """
         Overview:
-            Make every row's latent state unlike those of the row's earlier nodes. The search names a node by nothing but
-            its latent state, and a model may predict the same one for different nodes (a freshly initialised model
+            Make every row's latent state unlike those of the row's earlier nodes. The search names a node by nothing
+            but its latent state, and a model may predict the same one for different nodes (a freshly initialised model
             always does); such a copy is told apart by the last bits of its largest element.
         Arguments:
             - latents (:obj:`np.ndarray`): Predicted latent states, :math:`(B, num_observations_tokens, E)`.
@@ -129,7 +129,7 @@ class SearchLineage:
         """
         return f'{scope}/{depth}/{hash_state(latent)}'
 
-    def nodes(self) -> List[SearchNode]:
+    def nodes(self) -> list[SearchNode]:
         """
         Overview:
             All nodes of the search.

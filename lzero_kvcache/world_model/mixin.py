@@ -1,5 +1,6 @@
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Callable, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Optional
 
 import torch
 from lzero.model.unizero_world_models.world_model import WorldModel
@@ -17,9 +18,9 @@ INFERENCES = {'managed': ManagedInference, 'validate': ValidatedInference}
 class KVCacheWorldModelMixin:
     """
     Overview:
-        Puts the managed cache under LightZero's ``WorldModel``: root inference and the recurrent inference of the search
-        go through ``kv_cache_manager`` as ``config.kv_cache`` asks. Without that entry, and in mode 'legacy', the stock
-        code runs. Parameters, buffers and ``state_dict`` are the stock model's.
+        Puts the managed cache under LightZero's ``WorldModel``: root inference and the recurrent inference of the
+        search go through ``kv_cache_manager`` as ``config.kv_cache`` asks. Without that entry, and in mode 'legacy',
+        the stock code runs. Parameters, buffers and ``state_dict`` are the stock model's.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -89,7 +90,7 @@ class KVCacheWorldModelMixin:
             self._kv_cache_roots = outer
 
     @torch.no_grad()
-    def forward_initial_inference(self, obs_act_dict: dict, start_pos: Any = 0) -> Tuple[torch.Tensor, ...]:
+    def forward_initial_inference(self, obs_act_dict: dict, start_pos: Any = 0) -> tuple[torch.Tensor, ...]:
         """
         Overview:
             Predict at the roots of a new search. Arguments, shapes and result as in LightZero's ``WorldModel``.
@@ -100,12 +101,13 @@ class KVCacheWorldModelMixin:
 
     @torch.no_grad()
     def forward_recurrent_inference(
-            self, state_action_history: List[Tuple], simulation_index: int = 0, search_depth: Sequence[int] = (),
+            self, state_action_history: list[tuple], simulation_index: int = 0, search_depth: Sequence[int] = (),
             start_pos: Any = 0
-    ) -> Tuple[torch.Tensor, ...]:
+    ) -> tuple[torch.Tensor, ...]:
         """
         Overview:
-            Predict what follows from an action at a node. Arguments, shapes and result as in LightZero's ``WorldModel``.
+            Predict what follows from an action at a node. Arguments, shapes and result as in LightZero's
+            ``WorldModel``.
         """
         outputs = self._kv_cache_inference.recurrent(
             self, state_action_history, simulation_index, search_depth, start_pos
@@ -121,7 +123,7 @@ class KVCacheWorldModelMixin:
         self._kv_cache_inference.clear()
         super().clear_caches()
 
-    def stock_initial_inference(self, obs_act_dict: dict, start_pos: Any) -> Tuple[torch.Tensor, ...]:
+    def stock_initial_inference(self, obs_act_dict: dict, start_pos: Any) -> tuple[torch.Tensor, ...]:
         """
         Overview:
             The stock ``forward_initial_inference`` on the stock state.
@@ -129,8 +131,8 @@ class KVCacheWorldModelMixin:
         return super().forward_initial_inference(obs_act_dict, start_pos)
 
     def stock_recurrent_inference(
-            self, state_action_history: List[Tuple], simulation_index: int, search_depth: Sequence[int], start_pos: Any
-    ) -> Tuple[torch.Tensor, ...]:
+            self, state_action_history: list[tuple], simulation_index: int, search_depth: Sequence[int], start_pos: Any
+    ) -> tuple[torch.Tensor, ...]:
         """
         Overview:
             The stock ``forward_recurrent_inference`` on the stock state.
@@ -155,7 +157,8 @@ class KVCacheWorldModel(KVCacheWorldModelMixin, WorldModel):
     def adopt(cls, world_model: WorldModel) -> 'KVCacheWorldModel':
         """
         Overview:
-            Turn a stock world model into one with the managed cache, in place: parameters and random state are untouched.
+            Turn a stock world model into one with the managed cache, in place: parameters and random state are
+            untouched.
         Arguments:
             - world_model (:obj:`WorldModel`): The stock model.
         Returns:

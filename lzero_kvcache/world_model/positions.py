@@ -1,5 +1,6 @@
 """Rotary positions of observations and actions, as the release assigns them and as training does."""
-from typing import Any, Sequence, Tuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class SearchPositions:
 
     def of_expansion(
             self, timesteps: np.ndarray, parent_depths: np.ndarray, search_depth: Sequence[int], reanalyze: bool
-    ) -> Tuple[np.ndarray, np.ndarray]:
+    ) -> tuple[np.ndarray, np.ndarray]:
         """
         Overview:
             Positions of the action and of the latent state of each new node.

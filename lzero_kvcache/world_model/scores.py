@@ -1,6 +1,7 @@
 """How the world model scores a node for strategies that evict by priority. Higher survives."""
+from collections.abc import Sequence
 from importlib import import_module
-from typing import Callable, Dict, Sequence
+from typing import Callable
 
 import numpy as np
 import torch
@@ -47,7 +48,7 @@ def predicted_reward(
     return _mean_bin(reward)
 
 
-SCORES: Dict[str, Score] = {
+SCORES: dict[str, Score] = {
     'search_depth': search_depth,
     'predicted_value': predicted_value,
     'predicted_reward': predicted_reward,
@@ -59,8 +60,8 @@ def resolve_score(name: str, key_path: str) -> Score:
     Overview:
         Find a score by its name or its dotted path.
     Arguments:
-        - name (:obj:`str`): A name in ``SCORES``, or e.g. 'my_package.my_module.my_score', a function with the arguments
-            of ``search_depth``.
+        - name (:obj:`str`): A name in ``SCORES``, or e.g. 'my_package.my_module.my_score', a function with the
+            arguments of ``search_depth``.
         - key_path (:obj:`str`): Where the name stands in the user's config, for the error message.
     Returns:
         - score (:obj:`Callable`): The function.

@@ -5,8 +5,8 @@ from typing import Any
 def bind_stock_names(world_model: Any, mode: str) -> None:
     """
     Overview:
-        Let the stock code's ``past_kv_cache_*.clear()`` and ``keys_values_wm_list.clear()`` reach the managed pools, and
-        drop the stock code's own working memory, which cannot be pickled. The counters ``hit_count``,
+        Let the stock code's ``past_kv_cache_*.clear()`` and ``keys_values_wm_list.clear()`` reach the managed pools,
+        and drop the stock code's own working memory, which cannot be pickled. The counters ``hit_count``,
         ``total_query_count``, ``root_hit_cnt`` and ``root_total_query_cnt`` stay plain numbers.
     Arguments:
         - world_model (:obj:`WorldModel`): A world model with a manager.

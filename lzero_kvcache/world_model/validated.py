@@ -1,8 +1,9 @@
 """Managed and stock inference side by side, every prediction compared: mode 'validate'."""
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -74,9 +75,9 @@ class StockContext:
 class ValidatedInference:
     """
     Overview:
-        Runs every inference through the managed cache and through the stock code on the stock code's own state, compares
-        them row by row, and returns the managed predictions. The stock caches are watched from outside, so that a row
-        is compared wherever the release is right, and only there.
+        Runs every inference through the managed cache and through the stock code on the stock code's own state,
+        compares them row by row, and returns the managed predictions. The stock caches are watched from outside, so
+        that a row is compared wherever the release is right, and only there.
     Arguments:
         As ``ManagedInference``.
     Raises:
@@ -87,10 +88,10 @@ class ValidatedInference:
         self.managed = ManagedInference(world_model, config, env_num=env_num, **sizes)
         self.report = ValidationReport()
         self._config = config
-        self._env_ids: Tuple[int, ...] = ()
-        self._root_contexts: Dict[Tuple[int, int], StockContext] = {}
-        self._node_contexts: Dict[int, StockContext] = {}
-        self._stock_latents: Dict[str, np.ndarray] = {}
+        self._env_ids: tuple[int, ...] = ()
+        self._root_contexts: dict[tuple[int, int], StockContext] = {}
+        self._node_contexts: dict[int, StockContext] = {}
+        self._stock_latents: dict[str, np.ndarray] = {}
         self._search_flaw: Optional[str] = MISS
         self._inferences = 0
 
@@ -117,7 +118,7 @@ class ValidatedInference:
             return outputs
         batch_size = len(obs_act_dict['current_obs'])
         env_ids = roots.ids_of(batch_size)
-        owners = [self.managed.history_key(roots.phase, env_id) for env_id in env_ids]
+        owners = [self.managed.histories.of(roots.phase, env_id).key for env_id in env_ids]
         outputs = self.managed.initial(world_model, obs_act_dict, start_pos, roots)
         fault = _root_fault(world_model, obs_act_dict, batch_size)
         self._begin_stock_search(outputs[1], env_ids, fault)
@@ -131,13 +132,13 @@ class ValidatedInference:
         self._compare(names, _pick(outputs, names), _pick(stock, names), flaws, [0] * batch_size)
         for row, latent in enumerate(stock[1].detach().cpu().numpy()):
             slot = world_model.past_kv_cache_init_infer_envs[row][hash_state(latent.reshape(-1))]
-            owner = self.managed.history_key(roots.phase, env_ids[row])
+            owner = self.managed.histories.of(roots.phase, env_ids[row]).key
             length = int(self.managed.context_lengths[row]) + 1 + _is_running(obs_act_dict, row, world_model)
             self._root_contexts[row, slot] = StockContext(owner, flaws[row] or self._window_flaw(world_model, length))
         return outputs
 
     def recurrent(
-            self, world_model: Any, state_action_history: List[Tuple], simulation_index: int,
+            self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
             search_depth: Sequence[int], start_pos: Any
     ) -> Outputs:
         """
@@ -206,7 +207,7 @@ class ValidatedInference:
         """
         self.managed.leave_device()
 
-    def _begin_stock_search(self, latents: torch.Tensor, env_ids: Tuple[int, ...], fault: Optional[str]) -> None:
+    def _begin_stock_search(self, latents: torch.Tensor, env_ids: tuple[int, ...], fault: Optional[str]) -> None:
         self._env_ids = env_ids
         self._search_flaw = fault
         self._node_contexts.clear()
@@ -218,12 +219,12 @@ class ValidatedInference:
 
     def _root_flaws(
             self, world_model: Any, obs_act_dict: dict, owners: Sequence[Optional[str]]
-    ) -> List[Optional[str]]:
+    ) -> list[Optional[str]]:
         lengths = self.managed.context_lengths
         if not any(_is_running(obs_act_dict, row, world_model) for row in range(len(lengths))):
             return [None] * len(lengths)
         last_latents = world_model.tokenizer.encode_to_obs_embeddings(obs_act_dict['obs']).detach().cpu().numpy()
-        flaws: List[Optional[str]] = []
+        flaws: list[Optional[str]] = []
         stock_lengths = []
         for row, latent in enumerate(last_latents):
             slot = world_model.past_kv_cache_init_infer_envs[row].get(hash_state(latent.reshape(-1)))
@@ -242,8 +243,8 @@ class ValidatedInference:
 
     def _node_contexts_of(
             self, world_model: Any, parents: Sequence[Any], stock_latents: Sequence[np.ndarray]
-    ) -> List[Optional[StockContext]]:
-        contexts: List[Optional[StockContext]] = []
+    ) -> list[Optional[StockContext]]:
+        contexts: list[Optional[StockContext]] = []
         for row, latent in enumerate(stock_latents):
             key = hash_state(latent)
             slot = None
@@ -320,7 +321,7 @@ def _is_running(obs_act_dict: dict, row: int, world_model: Any) -> bool:
     return not is_first_step(obs_act_dict['action'][row], world_model)
 
 
-def _pick(outputs: Sequence[torch.Tensor], names: Sequence[str]) -> List[torch.Tensor]:
+def _pick(outputs: Sequence[torch.Tensor], names: Sequence[str]) -> list[torch.Tensor]:
     index = {'latent': 1, 'reward': 2, 'policy': 3, 'value': 4}
     return [outputs[index[name]] for name in names]
 

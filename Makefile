@@ -1,0 +1,54 @@
+VENV := .venv
+PYTHON ?=
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint roms clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@echo "PYTHON=python3.10 names the Python of a new .venv, PYTEST_ARGS='-k pool -x' goes to pytest."
+
+demo: $(VENV)/.installed  ## set up .venv and train UniZero on CartPole with the managed cache, for a minute
+	$(VENV)/bin/python -m zoo_examples.classic_control.cartpole_unizero --max-env-step 400
+
+test: $(VENV)/.installed roms  ## set up .venv and run the tests
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed  ## check the style with ruff
+	$(VENV)/bin/python -m ruff check .
+
+roms: $(VENV)/.roms-imported  ## bring Atari's ROMs into .venv
+
+clean:  ## remove .venv, builds and caches; the runs in data_*/ stay
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Each candidate is run, not only found: pyenv's python3.x answers to its name even where that version is not in use.
+$(VENV)/.created:
+	@candidates="$(or $(PYTHON),python3.11 python3.10 python3.9 python3)"; \
+	for python in $$candidates; do \
+		if "$$python" -c 'import sys; sys.exit(not (3, 9) <= sys.version_info < (3, 12))' 2>/dev/null; then \
+			echo "Creating $(VENV) with $$python."; \
+			"$$python" -m venv --clear $(VENV) && touch $@; exit; \
+		fi; \
+	done; \
+	echo "LightZero 0.2.0 needs Python 3.9, 3.10 or 3.11, which none of these is: $$candidates;" \
+		"name one with 'make PYTHON=/path/to/python'." >&2; exit 1
+
+# pip comes first: Debian 11's cannot install an editable package that has no setup.py.
+# --prefer-binary: a new release without a wheel for this Python must not call for a C compiler.
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/.created
+	$(VENV)/bin/python -m pip install --upgrade pip
+	$(VENV)/bin/python -m pip install --prefer-binary -e '.[test]'
+	@touch $@
+
+# LightZero's ale-py 0.8.1 has no ROMs, ale-py 0.10.1 has. Only its data files are used, so that one wheel serves
+# every Python and every machine.
+$(VENV)/.roms-imported: | $(VENV)/.installed
+	$(VENV)/bin/python -m pip download --no-deps --only-binary :all: --dest $(VENV)/roms \
+		--python-version 3.11 --implementation cp --abi cp311 --platform manylinux2014_x86_64 ale-py==0.10.1
+	@$(VENV)/bin/python -m zipfile -e $(VENV)/roms/ale_py-0.10.1-*.whl $(VENV)/roms
+	@$(VENV)/bin/ale-import-roms $(VENV)/roms/ale_py/roms > $(VENV)/roms/imported.txt
+	@$(VENV)/bin/python -c 'from ale_py.roms import Pong'
+	@touch $@
