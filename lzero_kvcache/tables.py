@@ -1,4 +1,3 @@
-from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from .manager import KVCacheManager
@@ -11,11 +10,12 @@ def statistics_table(manager: KVCacheManager) -> Table:
     Arguments:
         - manager (:obj:`KVCacheManager`): The pools.
     Returns:
-        - table (:obj:`Table`): One row per kind of pool; the environments' init pools are added up.
+        - table (:obj:`Table`): One row per kind of pool; the environments' init pools are added up. 'peak' is the most
+            entries a pool has held.
     """
-    table = Table(title='KV cache', box=SIMPLE_HEAD)
+    table = Table(title='KV cache', box=None, padding=(0, 2, 0, 0), header_style='bold')
     table.add_column('pool', no_wrap=True)
-    for column in ('size', 'entries', 'peak entries', 'hits', 'misses', 'evictions', 'hit rate'):
+    for column in ('size', 'entries', 'peak', 'hits', 'misses', 'evictions', 'hit rate'):
         table.add_column(column, justify='right', no_wrap=True)
     totals = manager.total_stats()
     for kind, pools in manager.pools().items():

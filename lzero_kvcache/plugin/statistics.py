@@ -47,6 +47,8 @@ class StatisticsReporter:
             - phase (:obj:`str`): 'collect' or 'eval'.
             - env_num (:obj:`int`): The environments that take a step after it.
         """
+        if not self._manager.enable_stats:
+            return
         if phase != self._phase:
             self.flush()
         self._phase = phase
