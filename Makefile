@@ -10,7 +10,7 @@ help:  ## list the targets
 	@echo "PYTHON=python3.10 names the Python of a new .venv, PYTEST_ARGS='-k pool -x' goes to pytest."
 
 demo: $(VENV)/.installed  ## set up .venv and train UniZero on CartPole with the managed cache, for a minute
-	$(VENV)/bin/python -m zoo_examples.classic_control.cartpole_unizero --max-env-step 400
+	$(VENV)/bin/python -m zoo_examples.classic_control.cartpole_unizero --max-env-step 300
 
 test: $(VENV)/.installed roms  ## set up .venv and run the tests
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)

@@ -2,10 +2,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Optional
 
+from .checks import check_pool_size, choices
 from .eviction import parse_strategy
 from .eviction.strategy import StrategyLike
-from .messages import choices
-from .pool import check_pool_size
 
 KEY_PATH = 'policy.model.world_model_cfg.kv_cache'
 

@@ -1,8 +1,9 @@
 from collections.abc import Hashable
 from typing import Any, Callable, Optional
 
+from .checks import check_pool_size
 from .config import KVCacheConfig, PoolConfig
-from .pool import KVCachePool, check_pool_size
+from .pool import KVCachePool
 from .stats import CacheStats
 
 

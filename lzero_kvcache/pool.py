@@ -2,26 +2,10 @@ from collections.abc import Hashable, Iterator
 from numbers import Integral, Real
 from typing import Any, Callable, Optional
 
+from .checks import check_pool_size
 from .eviction import EvictionStrategy, build_eviction_policy
 from .eviction.strategy import StrategyLike
 from .stats import CacheStats
-
-
-def check_pool_size(size: Any, key_path: str) -> int:
-    """
-    Overview:
-        Check the size of a pool as users write it.
-    Arguments:
-        - size (:obj:`Any`): The number of entries.
-        - key_path (:obj:`str`): Where the value stands in the user's config, for the error message.
-    Returns:
-        - size (:obj:`int`): The same number.
-    Raises:
-        - ValueError: If it is no integer of at least 1.
-    """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f'{key_path} is {size!r}: allowed is an integer of at least 1 (entries)')
-    return size
 
 
 class KVCachePool:

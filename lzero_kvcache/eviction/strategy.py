@@ -3,7 +3,7 @@ from collections.abc import Mapping
 from enum import Enum
 from typing import Any, Union
 
-from ..messages import choices
+from ..checks import choices
 from .base import EVICTION_REGISTRY, EvictionPolicy
 
 

@@ -49,3 +49,10 @@ class EpisodeSteps:
         """
         for env_id in list(self._steps) if env_ids is None else env_ids:
             self._steps.pop(env_id, None)
+
+    def __len__(self) -> int:
+        """
+        Overview:
+            The number of running episodes.
+        """
+        return len(self._steps)

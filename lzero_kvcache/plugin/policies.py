@@ -147,6 +147,9 @@ class KVCachePolicyMixin:
             ended = [env_id] if isinstance(env_id, Integral) else env_id
             self._kv_cache_steps[phase].forget(ended)
             self._kv_cache_world_model.kv_cache_inference.forget(phase, ended)
+            if phase == 'eval' and len(self._kv_cache_steps[phase]) == 0:
+                # 'eval_muzero' calls no hook when it is done.
+                self._kv_cache_statistics.flush()
         if current_steps is not None:
             stock_reset(env_id, current_steps, reset_init_data=False)
 

@@ -80,6 +80,8 @@ class StatisticsReporter:
             self.tb_logger.add_scalar(f'{tag}/misses', pending[kind].misses, self.env_steps)
             self.tb_logger.add_scalar(f'{tag}/evictions', pending[kind].evictions, self.env_steps)
             self.tb_logger.add_scalar(f'{tag}/entries', self._entries[kind], self.env_steps)
+        # The stock entries leave the writer open, and a process that ends loses what it has not written.
+        self.tb_logger.flush()
 
     def finish(self) -> None:
         """

@@ -6,7 +6,7 @@ from typing import Callable
 import numpy as np
 import torch
 
-from ..messages import choices
+from ..checks import choices
 
 Score = Callable[[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor], Sequence[float]]
 

@@ -1,0 +1,71 @@
+"""The scripts in zoo_examples/, run as a user runs them."""
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Dict
+
+import pytest
+from training import read_scalars
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = [
+    '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+    for path in sorted((ROOT / 'zoo_examples').rglob('*.py'))
+    if '__main__' in path.read_text()
+]
+
+
+def run_script(module: str, *arguments: str) -> 'subprocess.CompletedProcess[str]':
+    return subprocess.run(
+        [sys.executable, '-m', module, *arguments], cwd=ROOT, capture_output=True, text=True,
+        # Wide enough for a table; a second thread costs a small model more than it brings.
+        env=dict(os.environ, COLUMNS='120', OMP_NUM_THREADS='1'),
+    )
+
+
+def relative(path: Path) -> str:
+    """LightZero takes a run's folder only relative to the working directory."""
+    return os.path.relpath(path, ROOT)
+
+
+def check_output(completed: 'subprocess.CompletedProcess[str]', phase: str) -> None:
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    for pool in ('init_pools', 'recur_pool', 'wm_pool'):
+        assert re.search(rf'^ *{pool}( +[\d.,%x-]+)+ *$', completed.stdout, re.MULTILINE)
+    folder = re.search(r'tensorboard --logdir (\S+)', completed.stdout).group(1)
+    assert f'kv_cache/{phase}_recur_pool/hit_rate' in read_scalars(ROOT / folder / 'serial')
+
+
+@pytest.fixture(scope='module')
+def helps() -> Dict[str, 'subprocess.CompletedProcess[str]']:
+    # Importing LightZero takes most of a script's time.
+    with ThreadPoolExecutor(os.cpu_count()) as executor:
+        return dict(zip(SCRIPTS, executor.map(lambda script: run_script(script, '--help'), SCRIPTS)))
+
+
+@pytest.mark.parametrize('script', SCRIPTS)
+def test_every_script_has_help(helps, script):
+    completed = helps[script]
+    assert completed.returncode == 0, completed.stderr
+    for option in ('--strategy', '--recur-pool-size', '--mode', '--seed', '--exp-name'):
+        assert option in completed.stdout
+
+
+def test_training_and_evaluating_its_checkpoint(tmp_path):
+    trained = run_script(
+        'zoo_examples.classic_control.cartpole_unizero', '--max-env-step', '20', '--exp-name', relative(tmp_path / 'train'),
+        '--strategy', 'fifo', '--recur-pool-size', '50',
+    )
+    check_output(trained, 'collect')
+
+    evaluated = run_script(
+        'zoo_examples.classic_control.cartpole_unizero_eval', str(tmp_path / 'train' / 'ckpt' / 'ckpt_best.pth.tar'),
+        '--exp-name', relative(tmp_path / 'eval'),
+    )
+    check_output(evaluated, 'eval')
+    assert float(re.search(r'mean return: (\S+)', evaluated.stdout).group(1)) > 0
