@@ -34,8 +34,8 @@ class KVCacheManager:
         self.env_num = check_pool_size(env_num, 'env_num')
         self.config = KVCacheConfig.from_world_model_config(config) or KVCacheConfig()
         self.enable_stats = enable_stats and self.config.enable_stats
-        num_simulations = getattr(config, 'num_simulations', None) or 50
-        init_size = getattr(config, 'game_segment_length', None) or max(256, 2 * num_simulations)
+        num_simulations = _positive(config, 'num_simulations', default=50)
+        init_size = _positive(config, 'game_segment_length', default=max(256, 2 * num_simulations))
 
         def build(name: str, pool_config: PoolConfig, default_size: int) -> KVCachePool:
             size = default_size if pool_config.size is None else pool_config.size
@@ -188,3 +188,8 @@ class KVCacheManager:
         if isinstance(env_id, bool) or not isinstance(env_id, int) or not 0 <= env_id < self.env_num:
             raise ValueError(f'env_id is {env_id!r}: allowed are the integers 0 to {self.env_num - 1}')
         return self.init_pools[env_id]
+
+
+def _positive(config: Any, name: str, default: int) -> int:
+    value = getattr(config, name, None)
+    return default if value is None else check_pool_size(value, name)

@@ -3,6 +3,7 @@ from typing import Optional
 import pytest
 
 from lzero_kvcache import EVICTION_REGISTRY, EvictionPolicy, EvictionStrategy, KVCacheConfig, KVCachePool
+from lzero_kvcache.eviction import FIFOEviction
 
 
 @pytest.fixture
@@ -86,3 +87,19 @@ def test_a_strategy_that_is_not_registered_any_more():
 
 def test_the_base_class_says_what_a_strategy_must_do():
     assert EvictionPolicy.__abstractmethods__ == {'insert', 'remove', 'victim'}
+
+
+def test_a_strategy_that_lacks_a_required_option_is_refused():
+
+    @EVICTION_REGISTRY.register('needy')
+    class NeedyEviction(FIFOEviction):
+
+        def __init__(self, window: int, **more: int) -> None:
+            super().__init__()
+
+    try:
+        with pytest.raises(ValueError, match=r"kv_cache\.strategy is 'needy': strategy 'needy' is missing .*'window'"):
+            KVCacheConfig(strategy='needy')
+        assert KVCacheConfig(strategy=dict(type='needy', window=3, other=4)).strategy['other'] == 4
+    finally:
+        del EVICTION_REGISTRY['needy']

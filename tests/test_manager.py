@@ -187,3 +187,9 @@ def test_deep_copy_is_independent(manager, keys_values):
     assert len(manager.recur_pool) == 0
     twin.clear_all()
     assert len(manager.init_pools[0]) == 1 and manager.init_pools[0].stats.hits == 1
+
+
+@pytest.mark.parametrize('name', ['num_simulations', 'game_segment_length'])
+def test_numbers_that_give_no_size_are_refused(name):
+    with pytest.raises(ValueError, match=f'{name} is 0: allowed is an integer of at least 1'):
+        KVCacheManager(EasyDict({name: 0}), 2)

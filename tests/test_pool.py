@@ -40,7 +40,7 @@ def test_keys_are_ints_and_strings(keys_values):
     assert 1 not in pool
 
 
-@pytest.mark.parametrize('key', [None, 1.5, b'a', (1, 2), ['a'], torch.tensor(1)])
+@pytest.mark.parametrize('key', [None, True, 1.5, b'a', (1, 2), ['a'], torch.tensor(1)])
 def test_bad_key_is_refused(key, keys_values):
     pool = KVCachePool(2, name='recur_pool')
     with pytest.raises(ValueError, match="key of pool 'recur_pool' is .*: allowed are ints and strings"):
@@ -181,6 +181,19 @@ def test_contains_len_and_repr_do_not_count(filled):
     assert 'a' in pool and 'x' not in pool and len(pool) == 3
     assert repr(pool).startswith("KVCachePool(name='default', entries=3, pool_size=3")
     assert pool.stats == CacheStats()
+
+
+def test_peak_entries(filled, keys_values):
+    pool = filled('lru')
+    pool.set('a', keys_values(5.))
+    pool.resize(2)
+    assert pool.peak_entries == 3
+    pool.clear()
+    assert pool.peak_entries == 3
+    pool.resize(4)
+    for key in range(5):
+        pool.set(key, keys_values(0.))
+    assert pool.peak_entries == 4
 
 
 @pytest.mark.parametrize('strategy', STRATEGIES)

@@ -26,8 +26,8 @@ OPERATION = st.one_of(
     st.tuples(st.just('resize'), SIZES),
     st.tuples(st.just('clear')),
 )
-# Left to itself, hypothesis draws lists of about five: too few to fill a pool twice.
-OPERATIONS = st.integers(0, 100).flatmap(lambda count: st.lists(OPERATION, min_size=count, max_size=count))
+# Lists of lists, because hypothesis draws lists of about five: too few operations to fill a pool twice.
+OPERATIONS = st.lists(st.lists(OPERATION)).map(lambda bursts: [operation for burst in bursts for operation in burst])
 
 
 class NaivePool:

@@ -88,6 +88,15 @@ def test_tensorboard_has_the_statistics_beside_the_runs_other_scalars(default_ru
     assert nodes <= {env_num * NUM_SIMULATIONS for env_num in range(1, ENV_NUM + 1)}
 
 
+def test_every_step_but_an_episodes_first_goes_on_from_its_history(default_run):
+    scalars = default_run.scalars()
+    collected = scalars['kv_cache/collect_init_pools/entries'][-1][0]
+    evaluated = sum(steps for _, steps in scalars['evaluator_step/envstep_count'])
+    rounds = len(scalars['Buffer/num_of_transitions'])
+    episodes = ENV_NUM * rounds + len(scalars['evaluator_step/envstep_count'])
+    assert default_run.world_model.root_total_query_cnt == collected + evaluated - episodes
+
+
 def test_the_policys_simulations_size_the_pool_of_search_nodes(default_run):
     assert default_run.world_model.config.num_simulations == 50
     assert default_run.manager.recur_pool.pool_size == ENV_NUM * NUM_SIMULATIONS

@@ -49,11 +49,17 @@ def parse_strategy(strategy: StrategyLike, key_path: str = 'eviction_strategy') 
     if not isinstance(name, str) or name not in EVICTION_REGISTRY:
         raise ValueError(f'{key_path_of_name} is {name!r}, which is no eviction strategy: '
                          f'{choices(name, EVICTION_REGISTRY)}')
-    legal = [parameter for parameter in inspect.signature(EVICTION_REGISTRY.get(name)).parameters]
-    for option, value in options.items():
-        if option not in legal:
-            raise ValueError(f'{key_path}.{option} is {value!r}, but strategy {name!r} has no option {option!r}: '
-                             f'{choices(option, legal)}')
+    signature = inspect.signature(EVICTION_REGISTRY.get(name))
+    legal = [parameter.name for parameter in signature.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
+    if len(legal) == len(signature.parameters):
+        for option, value in options.items():
+            if option not in legal:
+                raise ValueError(f'{key_path}.{option} is {value!r}, but strategy {name!r} has no option {option!r}: '
+                                 f'{choices(option, legal)}')
+    try:
+        signature.bind(**options)
+    except TypeError as error:
+        raise ValueError(f'{key_path} is {strategy!r}: strategy {name!r} is {error}') from error
     return name, options
 
 
