@@ -23,7 +23,7 @@ OPERATIONS = {
     'overwrite': 'set of a random key that is there',
     'evict': 'set of a new key, full pool',
 }
-CONTROL = 'OrderedDict alone'
+CONTROL = 'OrderedDict'
 STRATEGIES = [*sorted(EVICTION_REGISTRY), CONTROL]
 
 
@@ -97,11 +97,11 @@ def machine() -> dict:
 
 
 def table(results: dict, sizes: tuple) -> Table:
-    title = f'ns per operation; its ratio to {sizes[0]:,} entries: median of the rounds; total time'
-    view = Table('operation', 'strategy', *(f'{size:,} entries' for size in sizes), title=title)
+    title = f'ns per operation, and its ratio to a pool of {sizes[0]:,} entries (medians)'
+    view = Table('operation', 'strategy', *(f'{size:,}' for size in sizes), title=title)
     for operation in OPERATIONS:
         for strategy, rows in results[operation].items():
-            cells = [f"{row['nanoseconds']:,.0f} x{row['ratio']:.2f} x{row['ratio_of_totals']:.2f}" for row in rows]
+            cells = [f"{row['nanoseconds']:,.0f} x{row['ratio']:.2f}" for row in rows]
             view.add_row(operation, strategy, *cells)
         view.add_section()
     return view
