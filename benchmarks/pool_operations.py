@@ -98,7 +98,7 @@ def machine() -> dict:
 
 def table(results: dict, sizes: tuple) -> Table:
     title = f'ns per operation, and its ratio to a pool of {sizes[0]:,} entries (medians)'
-    view = Table('operation', 'strategy', *(f'{size:,}' for size in sizes), title=title)
+    view = Table('operation', 'strategy', *(f'{size:,}' for size in sizes), title=title, box=None)
     for operation in OPERATIONS:
         for strategy, rows in results[operation].items():
             cells = [f"{row['nanoseconds']:,.0f} x{row['ratio']:.2f}" for row in rows]
