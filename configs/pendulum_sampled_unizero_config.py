@@ -5,11 +5,11 @@ from zoo.classic_control.pendulum.config.pendulum_cont_sampled_unizero_config im
 
 main_config, create_config = deepcopy(main_config), deepcopy(create_config)
 
-# The two lines that put the cache to work.
+# All that the cache needs; what follows only makes the run small.
 create_config.policy.import_names = ['lzero_kvcache.plugin']
 main_config.policy.model.world_model_cfg.kv_cache = dict(strategy='lru')
 
-# Laptop scale.
+# The stock scale is meant for a GPU.
 main_config.exp_name = 'data_unizero/pendulum_sampled_unizero_kv_cache'
 main_config.env.update(collector_env_num=2, evaluator_env_num=1, n_evaluator_episode=1)
 main_config.policy.update(

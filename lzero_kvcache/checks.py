@@ -1,6 +1,7 @@
 """What all checks of a user's values share: the error sentences, and the nearest valid choice."""
 from collections.abc import Iterable
 from difflib import get_close_matches
+from numbers import Integral
 from typing import Any
 
 
@@ -20,18 +21,19 @@ def choices(given: Any, allowed: Iterable[str]) -> str:
     return f'{text}; did you mean {nearest[0]!r}?' if nearest else text
 
 
-def check_pool_size(size: Any, key_path: str) -> int:
+def check_count(count: Any, key_path: str, unit: str = 'entries') -> int:
     """
     Overview:
-        Check the size of a pool as users write it.
+        Check a number of things as users write it.
     Arguments:
-        - size (:obj:`Any`): The number of entries.
-        - key_path (:obj:`str`): Where the value stands in the user's config, for the error message.
+        - count (:obj:`Any`): The number.
+        - key_path (:obj:`str`): Where it stands in the user's config, for the error message.
+        - unit (:obj:`str`): What is counted, for the error message.
     Returns:
-        - size (:obj:`int`): The same number.
+        - count (:obj:`int`): The same number.
     Raises:
         - ValueError: If it is no integer of at least 1.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f'{key_path} is {size!r}: allowed is an integer of at least 1 (entries)')
-    return size
+    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+        raise ValueError(f'{key_path} is {count!r}: allowed is an integer of at least 1 ({unit})')
+    return int(count)

@@ -2,7 +2,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Optional
 
-from .checks import check_pool_size, choices
+from .checks import check_count, choices
 from .eviction import parse_strategy
 from .eviction.strategy import StrategyLike
 
@@ -105,13 +105,13 @@ class KVCacheConfig:
             Find the cache's config in ``world_model_cfg``, in the present or the older spelling of the mode
             (``use_new_cache_manager``, ``cache_validation_mode``).
         Arguments:
-            - world_model_cfg (:obj:`Any`): An EasyDict or any object with the same attributes.
+            - world_model_cfg (:obj:`Any`): An EasyDict, a dict or any object with the same attributes.
         Returns:
             - config (:obj:`Optional[KVCacheConfig]`): The checked config, or None where the user asks for no cache.
         Raises:
             - ValueError: As ``from_dict``, and if the two spellings of the mode disagree.
         """
-        kv_cache = getattr(world_model_cfg, 'kv_cache', None)
+        kv_cache = entry_of(world_model_cfg, 'kv_cache')
         older_mode = _older_mode(world_model_cfg)
         if kv_cache is None:
             return None if older_mode is None else cls(mode=older_mode)
@@ -125,6 +125,26 @@ class KVCacheConfig:
             )
         config.mode = older_mode
         return config
+
+    @classmethod
+    def find_in(cls, config: Any) -> 'KVCacheConfig':
+        """
+        Overview:
+            Find the cache's config in whatever a ``KVCacheManager`` built by hand is given.
+        Arguments:
+            - config (:obj:`Any`): A ``KVCacheConfig``, a ``world_model_cfg``, or the keys of ``kv_cache`` themselves.
+        Returns:
+            - config (:obj:`KVCacheConfig`): The checked config; the defaults where there is none.
+        Raises:
+            - ValueError: As ``from_world_model_config``.
+        """
+        if isinstance(config, cls):
+            return config
+        found = cls.from_world_model_config(config)
+        if found is not None:
+            return found
+        entries = {item.name: entry_of(config, item.name) for item in fields(cls)}
+        return cls.from_dict({key: value for key, value in entries.items() if value is not None})
 
     def strategy_of(self, pool: PoolConfig) -> StrategyLike:
         """
@@ -143,6 +163,19 @@ class KVCacheConfig:
             The config as users write it, with every default filled in.
         """
         return asdict(self)
+
+
+def entry_of(config: Any, name: str) -> Any:
+    """
+    Overview:
+        One entry of a config.
+    Arguments:
+        - config (:obj:`Any`): A dict, an EasyDict or any object with attributes.
+        - name (:obj:`str`): The entry's name.
+    Returns:
+        - value (:obj:`Any`): Its value, None where it has none.
+    """
+    return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
 
 
 def _check_keys(config_class: type, given: Mapping[str, Any], key_path: str) -> dict[str, Any]:
@@ -167,7 +200,7 @@ def _parse_pool(name: str, given: Any) -> PoolConfig:
     else:
         raise ValueError(f"{key_path} is {given!r}: allowed is a dict such as dict(size=100, strategy='lru')")
     if pool.size is not None:
-        check_pool_size(pool.size, f'{key_path}.size')
+        check_count(pool.size, f'{key_path}.size')
     if pool.strategy is not None:
         parse_strategy(pool.strategy, f'{key_path}.strategy')
     return pool
@@ -176,7 +209,7 @@ def _parse_pool(name: str, given: Any) -> PoolConfig:
 def _older_mode(world_model_cfg: Any) -> Optional[str]:
     switches = {}
     for key in ('use_new_cache_manager', 'cache_validation_mode'):
-        switches[key] = getattr(world_model_cfg, key, None)
+        switches[key] = entry_of(world_model_cfg, key)
         if switches[key] is not None and not isinstance(switches[key], bool):
             raise ValueError(f'policy.model.world_model_cfg.{key} is {switches[key]!r}: allowed are True and False')
     if switches['cache_validation_mode']:

@@ -1,8 +1,9 @@
 from collections.abc import Hashable
+from numbers import Integral
 from typing import Any, Callable, Optional
 
-from .checks import check_pool_size
-from .config import KVCacheConfig, PoolConfig
+from .checks import check_count
+from .config import KVCacheConfig, PoolConfig, entry_of
 from .pool import KVCachePool
 from .stats import CacheStats
 
@@ -14,7 +15,7 @@ class KVCacheManager:
         from step to step), ``recur_pool`` (nodes of the running search, all environments) and ``wm_pool`` (rows of
         the last inference).
     Arguments:
-        - config (:obj:`Any`): An EasyDict or any object with attributes, normally ``world_model_cfg``. Read are
+        - config (:obj:`Any`): An EasyDict, a dict or any object with attributes, normally ``world_model_cfg``. Read are
             ``kv_cache`` (see ``KVCacheConfig``), ``num_simulations`` (default 50) and ``game_segment_length``, the
             latter two for the sizes that ``kv_cache`` leaves open.
         - env_num (:obj:`int`): The number of environments.
@@ -31,11 +32,11 @@ class KVCacheManager:
             enable_stats: bool = True,
             on_release: Optional[Callable[[Any], None]] = None,
     ) -> None:
-        self.env_num = check_pool_size(env_num, 'env_num')
-        self.config = KVCacheConfig.from_world_model_config(config) or KVCacheConfig()
+        self.env_num = check_count(env_num, 'env_num', 'environments')
+        self.config = KVCacheConfig.find_in(config)
         self.enable_stats = enable_stats and self.config.enable_stats
-        num_simulations = _positive(config, 'num_simulations', default=50)
-        init_size = _positive(config, 'game_segment_length', default=max(256, 2 * num_simulations))
+        num_simulations = _count_in(config, 'num_simulations', 'simulations', default=50)
+        init_size = _count_in(config, 'game_segment_length', 'steps', default=max(256, 2 * num_simulations))
 
         def build(name: str, pool_config: PoolConfig, default_size: int) -> KVCachePool:
             size = default_size if pool_config.size is None else pool_config.size
@@ -185,11 +186,11 @@ class KVCacheManager:
         }
 
     def _init_pool(self, env_id: int) -> KVCachePool:
-        if isinstance(env_id, bool) or not isinstance(env_id, int) or not 0 <= env_id < self.env_num:
+        if isinstance(env_id, bool) or not isinstance(env_id, Integral) or not 0 <= env_id < self.env_num:
             raise ValueError(f'env_id is {env_id!r}: allowed are the integers 0 to {self.env_num - 1}')
         return self.init_pools[env_id]
 
 
-def _positive(config: Any, name: str, default: int) -> int:
-    value = getattr(config, name, None)
-    return default if value is None else check_pool_size(value, name)
+def _count_in(config: Any, name: str, unit: str, default: int) -> int:
+    count = entry_of(config, name)
+    return default if count is None else check_count(count, name, unit)

@@ -2,7 +2,7 @@ from collections.abc import Hashable, Iterator
 from numbers import Integral, Real
 from typing import Any, Callable, Optional
 
-from .checks import check_pool_size
+from .checks import check_count
 from .eviction import EvictionStrategy, build_eviction_policy
 from .eviction.strategy import StrategyLike
 from .stats import CacheStats
@@ -35,7 +35,7 @@ class KVCachePool:
             on_release: Optional[Callable[[Any], None]] = None,
     ) -> None:
         self.name = name
-        self.pool_size = check_pool_size(pool_size, f"pool_size of pool '{name}'")
+        self.pool_size = check_count(pool_size, f"pool_size of pool '{name}'")
         self.enable_stats = enable_stats
         self.stats = CacheStats()
         self.peak_entries = 0
@@ -125,7 +125,7 @@ class KVCachePool:
         Raises:
             - ValueError: If it is below 1.
         """
-        self.pool_size = check_pool_size(pool_size, f"pool_size of pool '{self.name}'")
+        self.pool_size = check_count(pool_size, f"pool_size of pool '{self.name}'")
         while len(self) > self.pool_size:
             self._evict()
 

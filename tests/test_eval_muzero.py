@@ -9,8 +9,9 @@ from ding.policy import create_policy
 from lzero.entry import eval_muzero
 from lzero.model.unizero_world_models.world_model import WorldModel
 from lzero.policy.unizero import UniZeroPolicy
-from training import Run, call_entry, check_training, small_configs, stock_policies, train
+from training import TINY_POOLS, Run, call_entry, check_training, small_configs, stock_policies, train
 
+from lzero_kvcache import EVICTION_REGISTRY
 from lzero_kvcache.plugin import UniZeroKVCachePolicy
 
 CARTPOLE = 'cartpole_unizero_config'
@@ -64,6 +65,13 @@ def test_checkpoints_evaluate(tmp_path, runs, writer, reader):
     )
     assert len(returns) == 1
     # CartPole pays 1 a step, for 200 at most.
+    assert 0 < mean_return <= 200
+
+
+@pytest.mark.parametrize('strategy', sorted(EVICTION_REGISTRY))
+def test_every_strategy_evaluates_with_tiny_pools(tmp_path, runs, strategy):
+    configs = small_configs(CARTPOLE, dict(strategy=strategy, **TINY_POOLS))
+    mean_return, _ = call_entry(eval_muzero, tmp_path, configs, model_path=runs['plugin'].checkpoint)
     assert 0 < mean_return <= 200
 
 

@@ -103,3 +103,7 @@ def test_a_strategy_that_lacks_a_required_option_is_refused():
         assert KVCacheConfig(strategy=dict(type='needy', window=3, other=4)).strategy['other'] == 4
     finally:
         del EVICTION_REGISTRY['needy']
+
+
+def test_a_member_prints_as_what_a_saved_config_can_hold():
+    assert eval(f'dict(strategy={EvictionStrategy.LRU!r})') == dict(strategy='lru')

@@ -5,7 +5,7 @@ import pytest
 import torch
 from easydict import EasyDict
 
-from lzero_kvcache import CacheStats, KVCacheManager
+from lzero_kvcache import EVICTION_REGISTRY, CacheStats, KVCacheConfig, KVCacheManager
 from lzero_kvcache.eviction import FIFOEviction, LRUEviction, PriorityEviction
 
 
@@ -193,3 +193,15 @@ def test_deep_copy_is_independent(manager, keys_values):
 def test_numbers_that_give_no_size_are_refused(name):
     with pytest.raises(ValueError, match=f'{name} is 0: allowed is an integer of at least 1'):
         KVCacheManager(EasyDict({name: 0}), 2)
+
+
+@pytest.mark.parametrize('config', [
+    KVCacheConfig(strategy='lru', recur_pool=dict(size=7)),
+    {'kv_cache': {'strategy': 'lru', 'recur_pool': {'size': 7}}},
+    EasyDict(strategy='lru', recur_pool=dict(size=7)),
+    dict(strategy='lru', recur_pool=dict(size=7), num_simulations=3),
+], ids=str)
+def test_every_spelling_of_the_config_is_read(config):
+    manager = KVCacheManager(config, 2)
+    assert manager.recur_pool.pool_size == 7
+    assert type(manager.wm_pool.eviction_policy) is EVICTION_REGISTRY.get('lru')

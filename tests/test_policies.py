@@ -169,6 +169,9 @@ def test_a_world_model_that_the_cache_does_not_know_is_refused():
     (dict(recur_pool=dict(size=0)), r'kv_cache\.recur_pool\.size is 0: allowed is an integer of at least 1'),
     (dict(strategy=dict(type='priority', score='depht')), r"kv_cache\.strategy\.score is 'depht', .* allowed are "),
     (dict(strategy=dict(type='priority', score='os.nothing')), r"kv_cache\.strategy\.score is 'os.nothing'"),
+    (dict(strategy=dict(type='priority', score=None)), r'kv_cache\.strategy\.score is None, which is no score'),
+    (dict(wm_pool=dict(strategy=dict(type='priority', score='x'))), r"kv_cache\.wm_pool\.strategy\.score is 'x'"),
+    (dict(mode='legacy', init_pool=dict(strategy=dict(type='priority', score='x'))), r'kv_cache\.init_pool\.strategy'),
 ])
 def test_a_wrong_config_is_refused_when_the_policy_is_made(wrong, message):
     with pytest.raises(ValueError, match=message):

@@ -58,3 +58,25 @@ def test_every_score_plays(score):
 def test_unknown_scores_are_refused(name):
     with pytest.raises(ValueError, match=f'strategy.score is {name!r}.*search_depth'):
         resolve_score(name, 'strategy.score')
+
+
+def test_every_pool_has_its_own_score():
+    strategies = {'init_pool': f'{__name__}.count_rewards', 'recur_pool': 'predicted_reward', 'wm_pool': 'search_depth'}
+    cache = kv_cache(**{
+        pool: dict(strategy=dict(type='priority', score=score)) for pool, score in strategies.items()
+    })
+    model = build_model(kv_cache=cache, context_length=20)
+    Episodes(model).step([0, 1], 10)
+    manager = model.world_model.kv_cache_manager
+    ranks = {kind: [rank for rank, _ in pools[0].eviction_policy._ranks.values()]
+             for kind, pools in manager.pools().items()}
+    # A root has no reward: its score sees as many zeros as a node's reward has bins.
+    assert ranks['init_pools'] == [101.0]
+    assert len(set(ranks['recur_pool'])) == 20
+    assert sorted(ranks['wm_pool']) == sorted(-float(key.split('/')[-2]) for key in manager.wm_pool.keys())
+
+
+def count_rewards(depth, reward, policy, value):
+    """A user's own score, which looks at the shape of what it is given."""
+    assert (reward == 0).all()
+    return [float(reward.shape[1])] * len(depth)

@@ -15,8 +15,8 @@ from lzero_kvcache import EVICTION_REGISTRY
 CARTPOLE = 'cartpole_unizero_config'
 STRATEGIES = [*EVICTION_REGISTRY, dict(type='priority', score='predicted_value')]
 REPORTED = [
-    f'kv_cache/{phase}_{pool}/{quantity}'
-    for phase in ('collect', 'eval')
+    f'kv_cache/{phase}{pool}/{quantity}'
+    for phase in ('', 'collect_', 'eval_')
     for pool in ('init_pools', 'recur_pool', 'wm_pool')
     for quantity in ('hit_rate', 'misses', 'evictions', 'entries')
 ]
@@ -83,6 +83,9 @@ def test_tensorboard_has_the_statistics_beside_the_runs_other_scalars(default_ru
     assert {'learner_iter/weighted_total_loss_avg', 'evaluator_step/reward_mean'} <= set(scalars)
     assert sum(misses for _, misses in scalars['kv_cache/collect_recur_pool/misses']) == 0
     assert all(rate == 1 for _, rate in scalars['kv_cache/collect_recur_pool/hit_rate'])
+    assert [hits for _, hits in scalars['kv_cache/recur_pool/hit_rate']] == [1.0] * len(
+        scalars['kv_cache/collect_recur_pool/hit_rate'] + scalars['kv_cache/eval_recur_pool/hit_rate']
+    )
     # The last search of a phase is often that of the one environment whose episode goes on.
     nodes = {entries for _, entries in scalars['kv_cache/collect_recur_pool/entries']}
     assert nodes <= {env_num * NUM_SIMULATIONS for env_num in range(1, ENV_NUM + 1)}

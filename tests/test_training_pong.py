@@ -6,8 +6,11 @@ from lzero.entry import train_unizero_segment
 from lzero.mcts import UniZeroGameBuffer
 from training import TINY_POOLS, Run, check_tiny_pools, check_training, train
 
+from lzero_kvcache import EVICTION_REGISTRY
+
 pytestmark = pytest.mark.slow
 
+STRATEGIES = sorted(EVICTION_REGISTRY)
 PONG = 'atari_unizero_config'
 PONG_SEGMENTS = 'atari_unizero_segment_config'
 
@@ -34,17 +37,23 @@ def check_reanalysis(run: Run) -> None:
     assert run.reanalysis_manager.total_stats()['recur_pool'].total_queries > 0
 
 
-@pytest.mark.parametrize('pools', [{}, TINY_POOLS], ids=['default pools', 'tiny pools'])
-def test_episodes_with_reanalysed_targets(tmp_path, pools):
-    run = train(PONG, tmp_path, dict(strategy='lru', **pools), reanalyze_ratio=0.5)
+def test_episodes_with_reanalysed_targets(tmp_path):
+    run = train(PONG, tmp_path, dict(strategy='lru'), reanalyze_ratio=0.5)
     check_training(run)
     check_reanalysis(run)
-    if pools:
-        check_tiny_pools(run)
 
 
-def test_segments_with_a_reanalysed_buffer(tmp_path, reanalyses):
-    run = train_segments(tmp_path, strategy='lru', **TINY_POOLS)
+@pytest.mark.parametrize('strategy', STRATEGIES)
+def test_episodes_with_tiny_pools(tmp_path, strategy):
+    run = train(PONG, tmp_path, dict(strategy=strategy, **TINY_POOLS), reanalyze_ratio=0.5)
+    check_training(run)
+    check_reanalysis(run)
+    check_tiny_pools(run)
+
+
+@pytest.mark.parametrize('strategy', STRATEGIES)
+def test_segments_with_a_reanalysed_buffer(tmp_path, reanalyses, strategy):
+    run = train_segments(tmp_path, strategy=strategy, **TINY_POOLS)
     check_training(run)
     check_tiny_pools(run)
     check_reanalysis(run)

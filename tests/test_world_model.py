@@ -3,6 +3,7 @@ import pytest
 import torch
 from episodes import Episodes
 from models import build_model, kv_cache, observations
+from oracle import Oracle
 
 MODELS = {
     'vector, learned positions': dict(),
@@ -181,8 +182,21 @@ def test_reset_on_a_miss_starts_over_from_the_latent_state():
         node = model.recurrent_inference([(root.latent_state.numpy(), torch.tensor([1]))], 0, [1], [0])
         model.world_model.kv_cache_manager.clear_all()
         forgotten = model.recurrent_inference([(node.latent_state.numpy(), torch.tensor([2]))], 1, [2], [0])
-    from oracle import Oracle
     context = Oracle(model.world_model)
     context.add_latent(node.latent_state[0], 0)
     context.add_action(2, 0)
     torch.testing.assert_close(forgotten.reward[0], context.reward_and_next_token()['reward'][0], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize('window', ['shift', 'rebuild'])
+@pytest.mark.parametrize('context_length', [4, 5, 9])
+def test_windows_of_any_length(window, context_length):
+    model = build_model(kv_cache=kv_cache(window=window), context_length=context_length, rotary=True)
+    assert play_irregularly(model).longest_context >= context_length - 1
+
+
+def test_a_search_depth_for_each_row():
+    model = build_model(kv_cache=kv_cache(), rotary=True)
+    root = Episodes(model).step([0, 1])
+    with pytest.raises(ValueError, match='search_depth has 1 entries for 2 rows: needed is one for each'):
+        model.recurrent_inference([(root.latent_state.numpy(), torch.tensor([1, 1]))], 0, [1], [0, 0])

@@ -16,6 +16,10 @@ class EvictionStrategy(Enum):
     LRU = 'lru'
     PRIORITY = 'priority'
 
+    def __repr__(self) -> str:
+        # DI-engine saves a run's config as Python source, made of what its values print as.
+        return repr(self.value)
+
 
 StrategyLike = Union[EvictionStrategy, str, Mapping[str, Any]]
 

@@ -144,7 +144,9 @@ class KVCachePolicyMixin:
             # The stock search wipes every episode whenever some environments are not ready.
             return
         if reset_init_data:
-            ended = [env_id] if isinstance(env_id, Integral) else env_id
+            ended = env_id
+            if env_id is not None:
+                ended = [env_id] if isinstance(env_id, Integral) else [int(each) for each in env_id]
             self._kv_cache_steps[phase].forget(ended)
             self._kv_cache_world_model.kv_cache_inference.forget(phase, ended)
             if phase == 'eval' and len(self._kv_cache_steps[phase]) == 0:

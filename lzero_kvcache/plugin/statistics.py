@@ -18,9 +18,9 @@ step_listeners: list[StepListener] = []
 class StatisticsReporter:
     """
     Overview:
-        Tells collect from eval in the pools' statistics and reports both: a log line and TensorBoard scalars
-        ``kv_cache/<phase>_<pool>/{hit_rate,misses,evictions,entries}`` over the environment steps collected so far.
-        Rates and counts are those since the phase's last point.
+        Tells collect from eval in the pools' statistics and reports both: a log line and TensorBoard scalars over the
+        environment steps collected so far. ``kv_cache/<phase>_<pool>/{hit_rate,misses,evictions,entries}`` count since
+        the phase's last point, ``kv_cache/<pool>/...`` both phases since the run began.
     Arguments:
         - inference (:obj:`Union[ManagedInference, ValidatedInference]`): The world model's, with the pools.
         - log_interval (:obj:`int`): Searches between two log lines and two points; a phase that ends writes a point,
@@ -74,14 +74,17 @@ class StatisticsReporter:
         pending = self._pending.pop(self._phase, None)
         if pending is None or self.tb_logger is None:
             return
-        for kind in pending:
-            tag = f'kv_cache/{self._phase}_{kind}'
-            self.tb_logger.add_scalar(f'{tag}/hit_rate', pending[kind].hit_rate, self.env_steps)
-            self.tb_logger.add_scalar(f'{tag}/misses', pending[kind].misses, self.env_steps)
-            self.tb_logger.add_scalar(f'{tag}/evictions', pending[kind].evictions, self.env_steps)
-            self.tb_logger.add_scalar(f'{tag}/entries', self._entries[kind], self.env_steps)
+        for kind, total in self._seen.items():
+            self._write(f'kv_cache/{kind}', kind, total)
+            self._write(f'kv_cache/{self._phase}_{kind}', kind, pending[kind])
         # The stock entries leave the writer open, and a process that ends loses what it has not written.
         self.tb_logger.flush()
+
+    def _write(self, tag: str, kind: str, stats: CacheStats) -> None:
+        self.tb_logger.add_scalar(f'{tag}/hit_rate', stats.hit_rate, self.env_steps)
+        self.tb_logger.add_scalar(f'{tag}/misses', stats.misses, self.env_steps)
+        self.tb_logger.add_scalar(f'{tag}/evictions', stats.evictions, self.env_steps)
+        self.tb_logger.add_scalar(f'{tag}/entries', self._entries[kind], self.env_steps)
 
     def finish(self) -> None:
         """

@@ -146,6 +146,24 @@ class ContextWindow:
         self.kept = context_length - 3
         self._mode = mode
 
+    def longest_context(self, num_observations_tokens: int) -> int:
+        """
+        Overview:
+            The most tokens that a context has before it is shortened.
+        Arguments:
+            - num_observations_tokens (:obj:`int`): Tokens per observation; an action has one.
+        Returns:
+            - length (:obj:`int`): In tokens.
+        """
+        longest, met = num_observations_tokens, set()
+        for length in (num_observations_tokens, self.kept):
+            while length not in met:
+                met.add(length)
+                grown = length + 1 + num_observations_tokens
+                longest = max(longest, grown)
+                length = grown if grown < self.limit else self.kept
+        return longest
+
     def apply(self, world_model: Any, context: ContextBatch) -> None:
         """
         Overview:

@@ -85,9 +85,7 @@ class NodeContexts:
             for row in found:
                 self._store.release(handles[row])
 
-    def cache(
-            self, nodes: Sequence[SearchNode], contexts: ContextBatch, as_last_inference: bool = False
-    ) -> list[int]:
+    def cache(self, nodes: Sequence[SearchNode], contexts: ContextBatch) -> list[int]:
         """
         Overview:
             Store the contexts of a batch of nodes: roots of environments in their init pools, all others in the recur
@@ -95,28 +93,52 @@ class NodeContexts:
         Arguments:
             - nodes (:obj:`Sequence[SearchNode]`): One node per row.
             - contexts (:obj:`ContextBatch`): Their contexts, which are copied.
-            - as_last_inference (:obj:`bool`): Whether these are the rows that the wm pool is to hold.
         Returns:
-            - handles (:obj:`List[int]`): The handle of each row. In a pool smaller than the batch, some are not live
+            - handles (:obj:`list[int]`): The handle of each row. In a pool smaller than the batch, some are not live
                 any more.
         """
         handles = []
-        if as_last_inference:
-            self._manager.wm_pool.clear()
         for node in nodes:
-            handle = self._store.reserve()
-            handles.append(handle)
+            handles.append(self._store.reserve())
             if node.env_id is not None:
-                self._manager.set_init_cache(node.env_id, node.key, handle, node.priority)
-                continue
-            if as_last_inference:
-                self._manager.set_wm_cache(node.key, self._store.retain(handle), node.priority)
-            self._manager.set_recur_cache(node.key, handle, node.priority)
+                self._manager.set_init_cache(node.env_id, node.key, handles[-1], node.priority)
+            else:
+                self._manager.set_recur_cache(node.key, handles[-1], node.priority)
+        self._write_live(handles, contexts)
+        return handles
+
+    def keep_last_inference(
+            self, nodes: Sequence[SearchNode], contexts: ContextBatch, priorities: Sequence[Optional[float]]
+    ) -> None:
+        """
+        Overview:
+            Let the wm pool hold the rows of the last inference and nothing else. A row that the recur pool holds, too,
+            is not stored twice.
+        Arguments:
+            - nodes (:obj:`Sequence[SearchNode]`): One node per row.
+            - contexts (:obj:`ContextBatch`): Their contexts.
+            - priorities (:obj:`Sequence[Optional[float]]`): What each row is worth to the wm pool's strategy.
+        """
+        self._manager.wm_pool.clear()
+        handles, rows = [], []
+        for row, (node, priority) in enumerate(zip(nodes, priorities)):
+            handle = self._manager.recur_pool.peek(node.key)
+            if handle is None:
+                handle = self._store.reserve()
+                handles.append(handle)
+                rows.append(row)
+            else:
+                self._store.retain(handle)
+            self._manager.set_wm_cache(node.key, handle, priority)
+        if rows:
+            self._write_live(handles, contexts.select(rows))
+
+    def _write_live(self, handles: Sequence[int], contexts: ContextBatch) -> None:
         # In a pool smaller than the batch a row's handle may be free again, or already another row's.
         row_of_handle = {handle: row for row, handle in enumerate(handles) if self._store.is_live(handle)}
         rows = list(row_of_handle.values())
-        self._store.write(list(row_of_handle), contexts if len(rows) == len(contexts) else contexts.select(rows))
-        return handles
+        if rows:
+            self._store.write(list(row_of_handle), contexts if len(rows) == len(contexts) else contexts.select(rows))
 
     def _look_up(self, node: SearchNode) -> Optional[int]:
         if node.env_id is not None:
@@ -134,15 +156,15 @@ class NodeContexts:
     def _rebuild(self, world_model: Any, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> ContextBatch:
         paths = [self._path_from_cached_ancestor(node) for node in nodes]
         origins = [path.pop(0) for path in paths]
-        bases = [self._peek(origin) if self._lossless else None for origin in origins]
+        handles = [self._peek(origin) if self._lossless else None for origin in origins]
         contexts = self._store.empty(len(nodes), like_parameters(world_model))
-        based = [row for row, base in enumerate(bases) if base is not None]
-        unbased = [row for row, base in enumerate(bases) if base is None]
-        if based:
-            contexts.assign(based, self._store.gather([bases[row] for row in based]))
-        if unbased:
-            unbased_origins = [origins[row] for row in unbased]
-            contexts.assign(unbased, self._encode_latents(world_model, unbased_origins, timesteps[unbased]))
+        cached = [row for row, handle in enumerate(handles) if handle is not None]
+        missing = [row for row, handle in enumerate(handles) if handle is None]
+        if cached:
+            contexts.assign(cached, self._store.gather([handles[row] for row in cached]))
+        if missing:
+            missing_origins = [origins[row] for row in missing]
+            contexts.assign(missing, self._encode_latents(world_model, missing_origins, timesteps[missing]))
         for step in range(max(len(path) for path in paths)):
             rows = [row for row, path in enumerate(paths) if len(path) > step]
             longer = contexts.select(rows)
@@ -150,7 +172,7 @@ class NodeContexts:
             contexts.assign(rows, longer)
         appended = [node for path in paths for node in path]
         self.rebuild_stats.rebuilds += len(nodes)
-        self.rebuild_stats.tokens += sum(len(origins[row].latent) for row in unbased)
+        self.rebuild_stats.tokens += sum(len(origins[row].latent) for row in missing)
         self.rebuild_stats.tokens += sum(1 + len(node.latent) for node in appended)
         return contexts
 

@@ -2,22 +2,22 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from types import SimpleNamespace
 from typing import Any, Optional
 
 import numpy as np
 import torch
 
-from ..config import KEY_PATH, KVCacheConfig
-from ..eviction import EvictionPolicy
+from ..config import KVCacheConfig
 from ..manager import KVCacheManager
 from ..store import ContextBatch, ContextShape, ContextStore
 from .cached_transformer import ContextWindow, apply_head, embed_actions, extend
-from .contexts import NodeContexts, RebuildStats
+from .contexts import NodeContexts, RebuildStats, like_parameters
 from .histories import EnvironmentHistories, EnvironmentHistory, stack_actions
 from .lineage import SearchLineage, SearchNode
 from .positions import SearchPositions, host_timesteps
-from .scores import Score, resolve_score
+from .scores import Score, scores_of
 
 logger = logging.getLogger('lzero_kvcache')
 
@@ -48,9 +48,9 @@ class RootEnvironments:
 class ManagedInference:
     """
     Overview:
-        Root and recurrent inference of one world model over cached contexts. Every prediction equals that of a forward
-        without a cache over the row's own tokens. ``context_lengths`` are the tokens per row, :math:`(B, )`, that the
-        last inference found in its contexts.
+        Root and recurrent inference of one world model over cached contexts. Inside the window (with window='rebuild',
+        past it, too) every prediction equals that of a forward without a cache over the row's own tokens.
+        ``context_lengths`` are the tokens per row, :math:`(B, )`, that the last inference found in its contexts.
     Arguments:
         - world_model (:obj:`WorldModel`): The model. Only its dimensions are read here; each call gets it again.
         - config (:obj:`KVCacheConfig`): The ``kv_cache`` entry.
@@ -77,7 +77,7 @@ class ManagedInference:
         self.store = ContextStore(ContextShape(
             num_layers=world_model.num_layers,
             num_heads=world_model.num_heads,
-            capacity=self._window.limit - 1 + self._num_observations_tokens,
+            capacity=self._window.longest_context(self._num_observations_tokens),
             head_dim=world_model.embed_dim // world_model.num_heads,
             keep_tokens=config.window == 'rebuild',
         ))
@@ -86,8 +86,7 @@ class ManagedInference:
                 kv_cache=config, num_simulations=num_simulations, game_segment_length=game_segment_length
             ), env_num, on_release=self.store.release
         )
-        self._root_score = _score_of(self.manager.init_pools[0].eviction_policy)
-        self._node_score = _score_of(self.manager.recur_pool.eviction_policy)
+        self._scores = scores_of(config)
         lossless = config.on_miss == 'rebuild'
         self._contexts = NodeContexts(self.manager, self.store, self._window, self._positions, lossless)
         tokens_per_step = 1 + self._num_observations_tokens
@@ -164,9 +163,9 @@ class ManagedInference:
 
         for row, history in enumerate(histories):
             history.append(current[row], obs_act_dict['action'][row], int(timesteps[row]))
-        no_reward = value.new_zeros(batch_size, 0, world_model.support_size)
-        self._begin_search(roots.phase, latents, histories, env_ids, context, (no_reward, policy, value))
-        return hidden, latents, no_reward, policy, value
+        reward = value.new_zeros(batch_size, 1, world_model.support_size)
+        self._begin_search(roots.phase, latents, histories, env_ids, context, (reward, policy, value))
+        return hidden, latents, reward[:, :0], policy, value
 
     def _begin_reanalysis(self, latents: torch.Tensor) -> None:
         self._end_search()
@@ -198,6 +197,7 @@ class ManagedInference:
         latents, actions = state_action_history[-1]
         if isinstance(latents, torch.Tensor):
             latents = latents.detach().cpu().numpy()
+        actions = torch.as_tensor(actions, device=like_parameters(world_model).device)
         timesteps = host_timesteps(start_pos, len(latents))
         parents = self.nodes_of(latents, search_depth)
         depths = np.asarray([parent.depth for parent in parents])
@@ -241,7 +241,8 @@ class ManagedInference:
     def leave_device(self) -> None:
         """
         Overview:
-            Drop everything that lies on the model's device, because the model has moved to another.
+            Drop everything that lies on the model's device, because the model has moved to another, or to another
+            dtype.
         """
         self._drop_contexts()
         self.histories.forget_all()
@@ -254,7 +255,8 @@ class ManagedInference:
             self.histories.hold(history, None)
 
     def _drop_outdated_contexts(self, world_model: Any) -> None:
-        weights = tuple((parameter.data_ptr(), parameter._version) for parameter in world_model.parameters())
+        tensors = chain(world_model.parameters(), world_model.buffers())
+        weights = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if weights != self._weights:
             self._drop_contexts()
         self._weights = weights
@@ -297,7 +299,8 @@ class ManagedInference:
         self._end_search()
         self._lineage = SearchLineage(phase, len(histories))
         on_host = _copy_to_host(latents)
-        priorities = _priorities(self._root_score, np.zeros(len(histories), dtype=np.int64), predictions)
+        depths = np.zeros(len(histories), dtype=np.int64)
+        priorities = _priorities(self._scores['init_pool'], depths, predictions)
         nodes = []
         for row, history in enumerate(histories):
             history.roots += 1
@@ -364,7 +367,7 @@ class ManagedInference:
             latents = torch.from_numpy(distinct).to(latents.device)
         actions = actions.clone()
         depths = np.asarray([parent.depth + 1 for parent in parents])
-        priorities = _priorities(self._node_score, depths, predictions)
+        priorities = _priorities(self._scores['recur_pool'], depths, predictions)
         nodes = []
         for row, parent in enumerate(parents):
             scope = parent.key.rsplit('/', 2)[0]
@@ -375,7 +378,10 @@ class ManagedInference:
             )
             self._lineage.add(node, distinct[row])
             nodes.append(node)
-        self._contexts.cache(nodes, context, as_last_inference=True)
+        self._contexts.cache(nodes, context)
+        self._contexts.keep_last_inference(
+            nodes, context, _priorities(self._scores['wm_pool'], depths, predictions)
+        )
         return latents
 
 
@@ -394,11 +400,6 @@ def is_first_step(action: Any, world_model: Any) -> bool:
     if world_model.continuous_action_space:
         return np.ndim(action) == 0
     return int(action) == -1
-
-
-def _score_of(policy: EvictionPolicy) -> Optional[Score]:
-    name = getattr(policy, 'score', None)
-    return None if name is None else resolve_score(name, f'{KEY_PATH}.strategy.score')
 
 
 def _priorities(score: Optional[Score], depths: np.ndarray, predictions: Predictions) -> Sequence[Optional[float]]:

@@ -9,6 +9,7 @@ from ..config import KVCacheConfig
 from ..manager import KVCacheManager
 from .legacy import LegacyInference
 from .managed import ManagedInference, RootEnvironments
+from .scores import scores_of
 from .stock_names import bind_stock_names
 from .validated import ValidatedInference
 
@@ -45,6 +46,8 @@ class KVCacheWorldModelMixin:
         """
         self._kv_cache_roots = RootEnvironments()
         config = KVCacheConfig.from_world_model_config(self.config)
+        if config is not None:
+            scores_of(config)
         if config is None or config.mode == 'legacy':
             self._kv_cache_inference = LegacyInference()
             return
@@ -140,9 +143,11 @@ class KVCacheWorldModelMixin:
         return super().forward_recurrent_inference(state_action_history, simulation_index, search_depth, start_pos)
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
-        device = self.transformer.ln_f.weight.device
+        before = self.transformer.ln_f.weight
+        device, dtype = before.device, before.dtype
         applied = super()._apply(fn, *args, **kwargs)
-        if self.transformer.ln_f.weight.device != device and hasattr(self, '_kv_cache_inference'):
+        after = self.transformer.ln_f.weight
+        if (after.device, after.dtype) != (device, dtype) and hasattr(self, '_kv_cache_inference'):
             self._kv_cache_inference.leave_device()
         return applied
 

@@ -62,10 +62,16 @@ class SearchPositions:
             - reanalyze (:obj:`bool`): Whether the search reanalyses the replay buffer.
         Returns:
             - action, latent (:obj:`Tuple[np.ndarray, np.ndarray]`): :math:`(B, )` each.
+        Raises:
+            - ValueError: If there are fewer or more depths than rows.
         """
         if self._mode == 'aligned':
             steps = timesteps + parent_depths
             return 2 * steps + 1, 2 * steps + 2
+        if len(search_depth) not in (0, len(timesteps)):
+            raise ValueError(
+                f'search_depth has {len(search_depth)} entries for {len(timesteps)} rows: needed is one for each'
+            )
         reported = np.asarray(search_depth, dtype=np.int64) if len(search_depth) else parent_depths + 1
         steps = timesteps + reported
         if reanalyze:

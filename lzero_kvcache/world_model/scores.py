@@ -1,12 +1,14 @@
 """How the world model scores a node for strategies that evict by priority. Higher survives."""
 from collections.abc import Sequence
 from importlib import import_module
-from typing import Callable
+from typing import Callable, Optional
 
 import numpy as np
 import torch
 
 from ..checks import choices
+from ..config import KEY_PATH, KVCacheConfig
+from ..eviction import build_eviction_policy
 
 Score = Callable[[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor], Sequence[float]]
 
@@ -53,6 +55,27 @@ SCORES: dict[str, Score] = {
     'predicted_value': predicted_value,
     'predicted_reward': predicted_reward,
 }
+
+
+def scores_of(config: KVCacheConfig) -> dict[str, Optional[Score]]:
+    """
+    Overview:
+        The scores that the pools' strategies ask for.
+    Arguments:
+        - config (:obj:`KVCacheConfig`): The ``kv_cache`` entry.
+    Returns:
+        - scores (:obj:`dict[str, Optional[Callable]]`): By 'init_pool', 'recur_pool' and 'wm_pool'; None for a strategy
+            without priorities.
+    Raises:
+        - ValueError: If there is no such score, with its full key path.
+    """
+    scores: dict[str, Optional[Score]] = {}
+    for kind in ('init_pool', 'recur_pool', 'wm_pool'):
+        pool = getattr(config, kind)
+        key_path = f'{KEY_PATH}.strategy' if pool.strategy is None else f'{KEY_PATH}.{kind}.strategy'
+        policy = build_eviction_policy(config.strategy_of(pool), key_path)
+        scores[kind] = resolve_score(policy.score, f'{key_path}.score') if hasattr(policy, 'score') else None
+    return scores
 
 
 def resolve_score(name: str, key_path: str) -> Score:
