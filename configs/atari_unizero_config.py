@@ -1,4 +1,4 @@
-"""Pong, UniZero (images, learned positions), small enough for a laptop's CPU."""
+"""Pong, UniZero with reanalysis (images, learned positions), small enough for a laptop's CPU."""
 from easydict import EasyDict
 from zoo.atari.config.atari_env_action_space_map import atari_env_action_space_map
 
@@ -52,6 +52,8 @@ main_config = EasyDict(
         batch_size=8,
         learning_rate=0.0001,
         num_simulations=10,
+        # A quarter of each batch gets new policy targets from a search with the target model.
+        reanalyze_ratio=0.25,
         n_episode=collector_env_num,
         game_segment_length=game_segment_length,
         replay_buffer_size=int(1e6),

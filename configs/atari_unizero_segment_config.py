@@ -9,6 +9,7 @@ main_config.exp_name = 'data_unizero/pong_unizero_segment_kv_cache'
 main_config.policy.update(
     num_segments=main_config.policy.collector_env_num,
     train_start_after_envsteps=0,
+    reanalyze_ratio=0.,
     # Reanalyse once per epoch, sequences from the older three quarters of the buffer.
     buffer_reanalyze_freq=1,
     reanalyze_batch_size=4,
