@@ -83,10 +83,11 @@ class Episodes:
                 )
                 context.add_action(expansion.actions[row].numpy(), action_position)
                 if exact:
-                    expected = context.reward_and_next_token()
-                    self._compare(output.reward[row], expected['reward'])
-                    self._compare(output.latent_state[row], expected['latent'])
-                context.add_latent(output.latent_state[row], latent_position)
+                    self._compare(output.reward[row], context.reward_and_next_token()['reward'])
+                for index, token in enumerate(output.latent_state[row]):
+                    if exact:
+                        self._compare(token, context.next_token())
+                    context.add_latent(token[None], latent_position + index)
                 if exact:
                     expected = context.policy_and_value()
                     self._compare(output.policy_logits[row], expected['policy'])

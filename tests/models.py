@@ -59,6 +59,19 @@ def build_model(seed: int = 0, randomise: bool = True, **config: Any) -> torch.n
     return model
 
 
+def two_tokens_per_observation(model: torch.nn.Module) -> torch.nn.Module:
+    """Let a model that was built with ``tokens_per_block=3`` see every observation as two tokens."""
+    tokenizer = model.world_model.tokenizer
+    encode = tokenizer.encode_to_obs_embeddings
+
+    def encode_twice(observation: torch.Tensor) -> torch.Tensor:
+        latent = encode(observation)
+        return torch.cat([latent, latent.flip(-1)], dim=1)
+
+    tokenizer.encode_to_obs_embeddings = encode_twice
+    return model
+
+
 def observations(model: torch.nn.Module, batch_size: int, generator: torch.Generator) -> torch.Tensor:
     """Random observations, :math:`(B, ...)`."""
     shape = (3, 64, 64) if model.world_model.config.obs_type == 'image' else (5, )

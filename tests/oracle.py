@@ -58,17 +58,20 @@ class Oracle:
     @torch.no_grad()
     def reward_and_next_token(self) -> dict[str, torch.Tensor]:
         """What the model predicts at an action token."""
-        hidden = self.hidden()
-        return {
-            'reward': self.world_model.head_rewards(hidden, num_steps=1, prev_steps=1)[0],
-            'latent': self.world_model.head_observations(hidden, num_steps=1, prev_steps=1)[0],
-        }
+        return {'reward': self._predict('head_rewards'), 'latent': self.next_token()}
+
+    @torch.no_grad()
+    def next_token(self) -> torch.Tensor:
+        """The next token of an observation, predicted at an action or at one of its tokens but the last."""
+        return self._predict('head_observations')
 
     @torch.no_grad()
     def policy_and_value(self) -> dict[str, torch.Tensor]:
         """What the model predicts at the last token of an observation."""
-        hidden = self.hidden()
-        return {
-            'policy': self.world_model.head_policy(hidden, num_steps=1, prev_steps=0)[0],
-            'value': self.world_model.head_value(hidden, num_steps=1, prev_steps=0)[0],
-        }
+        return {'policy': self._predict('head_policy'), 'value': self._predict('head_value')}
+
+    def _predict(self, name: str) -> torch.Tensor:
+        head = getattr(self.world_model, name)
+        # The place in a block whose predictions this head makes, so that the stock slicing lets the token through.
+        place = next(place for place in range(head.block_size) if len(head.compute_slice(1, place)))
+        return head(self.hidden(), num_steps=1, prev_steps=place)[0]

@@ -1,9 +1,11 @@
 """Every prediction of mode 'managed' equals a forward without a cache."""
+import numpy as np
 import pytest
 import torch
 from episodes import Episodes
-from models import build_model, kv_cache, observations
+from models import build_model, kv_cache, observations, random_action, two_tokens_per_observation
 from oracle import Oracle
+from searches import PREDICTIONS, replay, search
 
 MODELS = {
     'vector, learned positions': dict(),
@@ -59,6 +61,46 @@ def test_eviction_changes_no_prediction(model_options, strategy, window):
     assert play_irregularly(model).compared > 200
     assert model.world_model.kv_cache_manager.recur_pool.stats.evictions > 50
     assert model.world_model.kv_cache_inference.rebuild_stats.rebuilds > 15
+
+
+@pytest.mark.parametrize('pools', [{}, TINY_POOLS], ids=['default pools', 'tiny pools'])
+@pytest.mark.parametrize('rotary', [False, True], ids=['learned positions', 'rotary positions'])
+@pytest.mark.parametrize('window', ['shift', 'rebuild'])
+def test_observations_of_two_tokens(window, rotary, pools):
+    model = two_tokens_per_observation(build_model(
+        kv_cache=kv_cache(window=window, **pools), tokens_per_block=3, context_length=14, rotary=rotary
+    ))
+    episodes = play_irregularly(model)
+    assert episodes.compared > 200
+    assert episodes.longest_context >= 9
+
+
+@pytest.mark.parametrize('window', ['shift', 'rebuild'])
+def test_a_search_through_tiny_pools_equals_one_through_unlimited_pools(model_options, window):
+    """The same expansions in both, past the window, too, where no oracle knows the shifted contexts."""
+    unlimited = build_model(kv_cache=kv_cache(window=window), context_length=8, **model_options)
+    recorded = {}
+    for strategy in ('fifo', 'lru', 'priority'):
+        tiny = build_model(kv_cache=kv_cache(strategy=strategy, window=window, **TINY_POOLS), context_length=8,
+                           **model_options)
+        generator = torch.Generator().manual_seed(0)
+        last = observations(tiny, 3, generator)
+        actions = [-1] * 3
+        for step in range(5):
+            current, timesteps = observations(tiny, 3, generator), [np.array(step)] * 3
+            with torch.no_grad():
+                if (step, 'root') not in recorded:
+                    recorded[step, 'root'] = unlimited.initial_inference(last, actions, current, timesteps)
+                    recorded[step] = search(unlimited, recorded[step, 'root'], timesteps, 20)
+                root = tiny.initial_inference(last, actions, current, timesteps)
+            torch.testing.assert_close(root.policy_logits, recorded[step, 'root'].policy_logits, atol=1e-5, rtol=0)
+            nodes = replay(tiny, root, timesteps, recorded[step].expansions, range(3))
+            for expected, output in zip(recorded[step].outputs, nodes):
+                for name in PREDICTIONS:
+                    torch.testing.assert_close(output[name], expected[name], atol=1e-4, rtol=0)
+            last, actions = current, [random_action(tiny, torch.Generator().manual_seed(step)) for _ in range(3)]
+        assert tiny.world_model.kv_cache_inference.rebuild_stats.tokens > 0
+    assert unlimited.world_model.kv_cache_inference.rebuild_stats.tokens == 0
 
 
 def test_a_context_matters(model_options):
