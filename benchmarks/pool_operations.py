@@ -127,7 +127,7 @@ def plot(results: dict, sizes: tuple, info: dict, path: Path) -> None:
 
 
 @click.command(help=__doc__)
-@click.option('--out', default='pool_operations', type=click.Path(path_type=Path), show_default=True,
+@click.option('--out', default='data_benchmarks', type=click.Path(path_type=Path), show_default=True,
               help='Directory for pool_operations.json and pool_operations.png.')
 @click.option('--rounds', default=200, type=click.IntRange(1), show_default=True, help='Times every size is measured.')
 @click.option('--count', default=500, type=click.IntRange(1), show_default=True, help='Operations per measurement.')
