@@ -102,6 +102,17 @@ def test_position_tables_of_other_weights_are_not_compared():
     assert player.report.not_compared == {validated.STALE_TABLES: 1}
 
 
+def test_keys_and_values_of_other_weights_are_not_compared():
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
+    player.step([0], 5)
+    with torch.no_grad():
+        for block in player.model.world_model.transformer.blocks:
+            block.attn.key.weight.mul_(1.5)
+    player.step([0], 5)
+    assert player.report.agreed == 6
+    assert player.report.not_compared == {validated.OLD_WEIGHTS: 6}
+
+
 def test_what_differs_by_design_is_not_compared():
     player = Player(kv_cache=kv_cache(mode='validate', rope_positions='aligned'), rotary=True)
     player.step([0], 5)

@@ -50,7 +50,8 @@ class ManagedInference:
     Overview:
         Root and recurrent inference of one world model over cached contexts. Inside the window (with window='rebuild',
         past it, too) every prediction equals that of a forward without a cache over the row's own tokens.
-        ``context_lengths`` are the tokens per row, :math:`(B, )`, that the last inference found in its contexts.
+        ``context_lengths`` are the tokens per row, :math:`(B, )`, that the last inference found in its contexts;
+        ``weights_generation`` counts the changes of the model's weights that a root inference has met.
     Arguments:
         - world_model (:obj:`WorldModel`): The model. Only its dimensions are read here; each call gets it again.
         - config (:obj:`KVCacheConfig`): The ``kv_cache`` entry.
@@ -71,6 +72,7 @@ class ManagedInference:
     ) -> None:
         self.config = config
         self.context_lengths = np.zeros(0, dtype=np.int64)
+        self.weights_generation = 0
         self._num_observations_tokens = world_model.num_observations_tokens
         self._window = ContextWindow(world_model.context_length, config.window)
         self._positions = SearchPositions(config.rope_positions)
@@ -258,6 +260,7 @@ class ManagedInference:
         tensors = chain(world_model.parameters(), world_model.buffers())
         weights = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if weights != self._weights:
+            self.weights_generation += 1
             self._drop_contexts()
         self._weights = weights
 

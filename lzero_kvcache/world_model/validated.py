@@ -22,6 +22,7 @@ WRONG_ENTRY = "stock fault: the release's key leads to another step's or node's 
 MIXED = 'stock fault: the release cannot take first steps and running episodes in one batch'
 TOO_WIDE = 'stock fault: the release cannot take more rows than env_num'
 MISS = 'stock fault: the release has no entry for the node and would crash'
+OLD_WEIGHTS = 'stock fault: the release goes on from keys and values of other weights'
 STALE_TABLES = 'stock fault: the release shifted the window by position tables of other weights'
 PAST_WINDOW = "past the window: window='rebuild' is exact where the release approximates"
 ALIGNED = "rope_positions='aligned' differs from the release by design"
@@ -93,6 +94,7 @@ class ValidatedInference:
         self._node_contexts: dict[int, StockContext] = {}
         self._stock_latents: dict[str, np.ndarray] = {}
         self._search_flaw: Optional[str] = MISS
+        self._weights_generation = 0
         self._inferences = 0
 
     @property
@@ -120,6 +122,10 @@ class ValidatedInference:
         env_ids = roots.ids_of(batch_size)
         owners = [self.managed.histories.of(roots.phase, env_id).key for env_id in env_ids]
         outputs = self.managed.initial(world_model, obs_act_dict, start_pos, roots)
+        if self._weights_generation != self.managed.weights_generation:
+            self._weights_generation = self.managed.weights_generation
+            for place, context in self._root_contexts.items():
+                self._root_contexts[place] = StockContext(context.owner, OLD_WEIGHTS)
         fault = _root_fault(world_model, obs_act_dict, batch_size)
         self._begin_stock_search(outputs[1], env_ids, fault)
         if fault is not None:
