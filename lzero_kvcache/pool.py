@@ -1,9 +1,10 @@
 from collections.abc import Hashable, Iterator
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Callable, Optional
 
 from .checks import check_count
-from .eviction import EvictionStrategy, build_eviction_policy
+from .eviction import EVICTION_REGISTRY, EvictionStrategy, parse_strategy
 from .eviction.strategy import StrategyLike
 from .stats import CacheStats
 
@@ -39,14 +40,14 @@ class KVCachePool:
         self.enable_stats = enable_stats
         self.stats = CacheStats()
         self.peak_entries = 0
-        self._strategy = eviction_strategy
+        strategy, options = parse_strategy(eviction_strategy, f"eviction_strategy of pool '{name}'")
+        # A pool is emptied at every step of a search, where checking the strategy again would show.
+        self._new_eviction_policy = partial(EVICTION_REGISTRY.get(strategy), **options)
         self._on_release = on_release
         self._reset_index()
 
     def _reset_index(self) -> None:
-        self.eviction_policy = build_eviction_policy(
-            self._strategy, f"eviction_strategy of pool '{self.name}'"
-        )
+        self.eviction_policy = self._new_eviction_policy()
         self._slot_of_key: dict[Hashable, int] = {}
         self._key_of_slot: dict[int, Hashable] = {}
         self._value_of_slot: dict[int, Any] = {}
