@@ -1,10 +1,7 @@
 """Does a pool's operation cost the same at any pool size? Every strategy, all sizes in turn in one process."""
 import gc
 import json
-import os
-import platform
 import random
-import re
 from collections import OrderedDict
 from pathlib import Path
 from statistics import median
@@ -16,7 +13,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from lzero_kvcache import EVICTION_REGISTRY, KVCachePool, __version__
+from benchmarks.machine import machine
+from lzero_kvcache import EVICTION_REGISTRY, KVCachePool
 
 OPERATIONS = {
     'get': 'get of a random key',
@@ -87,13 +85,6 @@ def measure(sizes: tuple, rounds: int, count: int) -> dict:
                 ratio_of_totals=sum(of_round) / sum(smallest),
             ))
     return results
-
-
-def machine() -> dict:
-    cpuinfo = Path('/proc/cpuinfo')
-    names = re.findall(r'model name\s*: (.*)', cpuinfo.read_text()) if cpuinfo.exists() else []
-    return dict(cpu=[*names, platform.machine()][0], cores=os.cpu_count(), system=platform.system(),
-                python=platform.python_version(), lzero_kvcache=__version__)
 
 
 def table(results: dict, sizes: tuple) -> Table:

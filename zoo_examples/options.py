@@ -1,5 +1,6 @@
 """The command-line options that all examples share."""
 from datetime import datetime
+from os.path import relpath
 from typing import Any, Callable, Optional
 
 import click
@@ -51,5 +52,6 @@ def apply_options(
     kv_cache.update(strategy=strategy, mode=mode)
     if recur_pool_size is not None:
         kv_cache.recur_pool = dict(size=recur_pool_size)
-    main_config.exp_name = exp_name or f'{main_config.exp_name}_{datetime.now():%y%m%d_%H%M%S}'
+    # DI-engine puts './' before it, which would make an absolute path a relative one.
+    main_config.exp_name = relpath(exp_name or f'{main_config.exp_name}_{datetime.now():%y%m%d_%H%M%S}')
     return main_config.exp_name

@@ -1,0 +1,14 @@
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+
+def machine() -> dict:
+    """What a measurement ran on."""
+    cpuinfo = Path('/proc/cpuinfo')
+    names = re.findall(r'model name\s*: (.*)', cpuinfo.read_text()) if cpuinfo.exists() else []
+    packages = {name: version(name) for name in ('torch', 'lightzero', 'DI-engine', 'lzero-kvcache')}
+    return dict(cpu=[*names, platform.machine()][0], cores=os.cpu_count(), system=platform.system(),
+                python=platform.python_version(), **packages)
