@@ -9,7 +9,7 @@ from typing import Any, Optional
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from .tables import statistics_table
+from .tables import contexts_summary, statistics_table
 
 LINES_SHOWN_ON_FAILURE = 30
 
@@ -41,6 +41,7 @@ def run_progress(exp_name: str, max_env_step: Optional[int] = None) -> Iterator[
             step_listeners.remove(display.on_step)
         if display.inference is not None:
             screen.print(statistics_table(display.inference.manager))
+            screen.print(contexts_summary(display.inference.root_stats, display.inference.rebuild_stats))
             if hasattr(display.inference, 'report'):
                 screen.print(str(display.inference.report))
         screen.print(f'TensorBoard: tensorboard --logdir {exp_name}/log   (scalars kv_cache/...)', soft_wrap=True)

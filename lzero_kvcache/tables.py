@@ -1,6 +1,23 @@
+from typing import Any
+
 from rich.table import Table
 
 from .manager import KVCacheManager
+
+
+def contexts_summary(root_stats: Any, rebuild_stats: Any) -> str:
+    """
+    Overview:
+        What the searches' roots have found, and what misses have cost, in two sentences.
+    Arguments:
+        - root_stats (:obj:`RootStats`): The world model's.
+        - rebuild_stats (:obj:`RebuildStats`): The world model's.
+    """
+    return (
+        f'Roots of running episodes: {root_stats.continuing:,}, with {root_stats.mean_context_length:.1f} tokens of '
+        f'context on average, {root_stats.cold_starts:,} cold starts. '
+        f'Rebuilt after misses: {rebuild_stats.rebuilds:,} contexts, {rebuild_stats.tokens:,} tokens.'
+    )
 
 
 def statistics_table(manager: KVCacheManager) -> Table:

@@ -12,106 +12,152 @@ TOLERANCE = 1e-4
 
 
 class Episodes:
-    """
-    Plays environments on a model of mode 'managed'. Compared are all predictions inside the window, and with
-    window='rebuild' those past it, too.
-    """
+    """Plays environments on a model of mode 'managed' and compares all that it predicts, past the window, too."""
 
     def __init__(self, model: torch.nn.Module, phase: str = 'collect', seed: int = 0) -> None:
         self.model = model
         self.compared = 0
         self.largest_difference = 0.0
         self.longest_context = 0
+        self.resets = 0
         self._phase = phase
         self._world_model = model.world_model
-        self._config = self._world_model.kv_cache_inference.config
+        self._inference = model.world_model.kv_cache_inference
+        self._config = self._inference.config
         self._generator = torch.Generator().manual_seed(seed)
         self._contexts: dict[int, Oracle] = {}
-        self._exact: dict[int, bool] = {}
-        self._last: dict[int, Any] = {}
-        self._timesteps: dict[int, int] = {}
+        # By environment: the episode's observations, the actions that led to them, their timesteps.
+        self._episodes: dict[int, list[tuple[torch.Tensor, Any, int]]] = {}
+        self._next_actions: dict[int, Any] = {}
+        self._outdated: set[int] = set()
+
+    def context_of(self, env_id: int) -> Oracle:
+        """A copy of an environment's context after its last step."""
+        return self._contexts[env_id].copy()
 
     def end(self, env_id: int) -> None:
         """An environment's episode ends."""
-        self._contexts.pop(env_id, None)
-        self._last.pop(env_id, None)
-        self._world_model.kv_cache_inference.forget(self._phase, [env_id])
+        self._episodes.pop(env_id, None)
+        self._outdated.discard(env_id)
+        self._inference.forget(self._phase, [env_id])
+
+    def learn(self, scale: float = 0.05) -> None:
+        """The weights change by one step of an optimiser."""
+        optimizer = torch.optim.SGD(self.model.parameters(), lr=1.)
+        for parameter in self.model.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=self._generator) * scale
+        optimizer.step()
+        self.weights_have_changed()
+
+    def weights_have_changed(self) -> None:
+        """Every running episode is to be embedded again."""
+        self._outdated = set(self._episodes)
 
     @torch.no_grad()
     def step(self, env_ids: Sequence[int], num_simulations: int = 0) -> Any:
         """Some environments take a step: root inference, a whole search, an action."""
         current = observations(self.model, len(env_ids), self._generator)
         first = torch.zeros_like(current[0])
+        timesteps, last, actions = [], [], []
         for env_id in env_ids:
-            self._timesteps[env_id] = self._timesteps[env_id] + 1 if env_id in self._last else 0
-        timesteps = [np.array(self._timesteps[env_id]) for env_id in env_ids]
-        last = [self._last.get(env_id, (first, -1)) for env_id in env_ids]
+            self._prepare_context(env_id)
+            episode = self._episodes.setdefault(env_id, [])
+            timesteps.append(np.array(len(episode)))
+            last.append(episode[-1][0] if episode else first)
+            actions.append(self._next_actions[env_id] if episode else -1)
         with self._world_model.kv_cache_roots(self._phase, env_ids):
-            root = self.model.initial_inference(
-                torch.stack([observation for observation, _ in last]), [action for _, action in last], current,
-                timesteps
-            )
+            root = self.model.initial_inference(torch.stack(last), actions, current, timesteps)
         for row, env_id in enumerate(env_ids):
-            if env_id not in self._last:
-                self._contexts[env_id] = Oracle(self._world_model)
-                self._exact[env_id] = True
-            context = self._contexts[env_id]
-            if env_id in self._last:
-                context.add_action(last[row][1], 2 * self._timesteps[env_id] - 1)
-            context.add_observation(current[row], self._timesteps[env_id])
-            if self._exact[env_id]:
-                expected = context.policy_and_value()
-                self._compare(root.policy_logits[row], expected['policy'])
-                self._compare(root.value[row], expected['value'])
-            self._exact[env_id] = self._fit_window(context) and self._exact[env_id]
+            context, timestep = self._contexts[env_id], int(timesteps[row])
+            if timestep:
+                context.add_action(actions[row], 2 * timestep - 1)
+            context.add_observation(current[row], timestep)
+            expected = context.policy_and_value()
+            self._compare(root.policy_logits[row], expected['policy'])
+            self._compare(root.value[row], expected['value'])
+            self._fit_window(context)
+            self._episodes[env_id].append((current[row], actions[row], timestep))
+            self._next_actions[env_id] = random_action(self.model, self._generator)
         if num_simulations:
             self._search(env_ids, root, timesteps, num_simulations)
-        for row, env_id in enumerate(env_ids):
-            self._last[env_id] = (current[row], random_action(self.model, self._generator))
         return root
 
+    def _prepare_context(self, env_id: int) -> None:
+        episode = self._episodes.get(env_id)
+        if not episode:
+            self._contexts[env_id] = Oracle(self._world_model)
+            return
+        key = self._inference.histories.of(self._phase, env_id).key
+        lost = key not in self._inference.manager.init_pools[env_id] or env_id in self._outdated
+        if lost and self._config.on_miss == 'reset':
+            self.resets += 1
+            self._encode(env_id, episode[-1:], one_late=self._config.rope_positions == 'release')
+        elif env_id in self._outdated:
+            tokens_per_step = 1 + self._world_model.num_observations_tokens
+            # A context of the window's kept tokens begins with a latent state.
+            self._encode(env_id, episode[-((self._world_model.context_length - 3 + 1) // tokens_per_step or 1):])
+        self._outdated.discard(env_id)
+
+    def _encode(self, env_id: int, episode: Sequence[tuple], one_late: bool = False) -> None:
+        context = self._contexts[env_id] = Oracle(self._world_model)
+        for index, (observation, action, timestep) in enumerate(episode):
+            if index:
+                context.add_action(action, 2 * timestep - 1)
+            context.add_observation(observation, timestep + one_late)
+
     def _search(self, env_ids: Sequence[int], root: Any, timesteps: Sequence[np.ndarray], num_simulations: int) -> None:
-        nodes: list[list[Any]] = [[(self._contexts[env_id].copy(), self._exact[env_id], 0) for env_id in env_ids]]
+        nodes: list[list[Any]] = [[(self._contexts[env_id].copy(), 0) for env_id in env_ids]]
+        parents = np.zeros(0)
+        lost: list[bool] = []
+
+        def foresee(latents: np.ndarray, search_depth: Sequence[int]) -> None:
+            nonlocal parents, lost
+            parents = np.array(latents)
+            lost = [self._is_lost(node) for node in self._inference.nodes_of(latents, search_depth)]
 
         def compare(expansion: Expansion, output: Any) -> None:
             children = []
             for row, parent in enumerate(expansion.parents):
-                context, exact, depth = nodes[parent][row]
+                context, depth = nodes[parent][row]
+                timestep = int(timesteps[row])
+                if lost[row] and self._config.on_miss == 'reset':
+                    self.resets += 1
+                    context = Oracle(self._world_model)
+                    aligned = depth if self._config.rope_positions == 'aligned' else 0
+                    context.add_latent(torch.from_numpy(parents[row]), 2 * (timestep + aligned))
+                    nodes[parent][row] = (context, depth)
                 context = context.copy()
-                action_position, latent_position = self._positions(
-                    int(timesteps[row]), depth, expansion.search_depth[row]
-                )
+                action_position, latent_position = self._positions(timestep, depth, expansion.search_depth[row])
                 context.add_action(expansion.actions[row].numpy(), action_position)
-                if exact:
-                    self._compare(output.reward[row], context.reward_and_next_token()['reward'])
+                self._compare(output.reward[row], context.reward_and_next_token()['reward'])
                 for index, token in enumerate(output.latent_state[row]):
-                    if exact:
-                        self._compare(token, context.next_token())
+                    self._compare(token, context.next_token())
                     context.add_latent(token[None], latent_position + index)
-                if exact:
-                    expected = context.policy_and_value()
-                    self._compare(output.policy_logits[row], expected['policy'])
-                    self._compare(output.value[row], expected['value'])
-                exact = self._fit_window(context) and exact
-                children.append((context, exact, depth + 1))
+                expected = context.policy_and_value()
+                self._compare(output.policy_logits[row], expected['policy'])
+                self._compare(output.value[row], expected['value'])
+                self._fit_window(context)
+                children.append((context, depth + 1))
             nodes.append(children)
 
-        watched: WatchedModel = search(self.model, root, timesteps, num_simulations, compare)
+        watched: WatchedModel = search(self.model, root, timesteps, num_simulations, compare, foresee)
         assert len(watched.expansions) == num_simulations
+
+    def _is_lost(self, node: Any) -> bool:
+        manager = self._inference.manager
+        if node.env_id is not None:
+            return node.key not in manager.init_pools[node.env_id]
+        return node.key not in manager.recur_pool and node.key not in manager.wm_pool
 
     def _positions(self, timestep: int, parent_depth: int, search_depth: int) -> Sequence[int]:
         steps = timestep + (parent_depth if self._config.rope_positions == 'aligned' else search_depth)
         return 2 * steps + 1, 2 * steps + 2
 
-    def _fit_window(self, context: Oracle) -> bool:
-        length = len(context.tokens)
-        self.longest_context = max(self.longest_context, length)
-        if length < self._world_model.context_length - 1:
-            return True
-        kept = self._world_model.context_length - 3
-        context.tokens = context.tokens[-kept:]
-        context.positions = context.positions[-kept:]
-        return self._config.window == 'rebuild'
+    def _fit_window(self, context: Oracle) -> None:
+        self.longest_context = max(self.longest_context, len(context))
+        if len(context) >= self._world_model.context_length - 1:
+            kept = self._world_model.context_length - 3
+            context.shift(kept) if self._config.window == 'shift' else context.encode_again(kept)
 
     def _compare(self, predicted: torch.Tensor, expected: torch.Tensor) -> None:
         difference = (predicted.reshape(-1) - expected.reshape(-1)).abs().max().item()

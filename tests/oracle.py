@@ -1,5 +1,4 @@
 """The forward without a cache that every prediction must equal."""
-from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
@@ -8,18 +7,43 @@ import torch
 
 class Oracle:
     """
-    One environment's own tokens, pushed through the stock transformer modules in one forward, no cache.
+    One environment's own tokens, pushed through the transformer in one forward, no cache.
 
-    ``tokens`` are raw embeddings (latent, action, latent, ...), ``positions`` their rotary positions.
+    ``tokens`` are raw embeddings (latent, action, latent, ...), ``positions`` their rotary positions. A window that
+    has moved on (``shift``) is a matter of what each token may see: those from its ``first_seen`` on, counted, with
+    learned positions, from there.
     """
 
-    def __init__(self, world_model, tokens: Sequence[torch.Tensor] = (), positions: Sequence[int] = ()) -> None:
+    def __init__(self, world_model) -> None:
         self.world_model = world_model
-        self.tokens: list[torch.Tensor] = list(tokens)
-        self.positions: list[int] = list(positions)
+        self.tokens: list[torch.Tensor] = []
+        self.positions: list[int] = []
+        self.first_seen: list[int] = []
+        self.begin = 0
+        self._hidden: Optional[torch.Tensor] = None
 
     def copy(self) -> 'Oracle':
-        return Oracle(self.world_model, self.tokens, self.positions)
+        other = Oracle(self.world_model)
+        other.tokens, other.positions = list(self.tokens), list(self.positions)
+        other.first_seen, other.begin, other._hidden = list(self.first_seen), self.begin, self._hidden
+        return other
+
+    def __len__(self) -> int:
+        return len(self.tokens) - self.begin
+
+    def clear(self) -> None:
+        self.__init__(self.world_model)
+
+    def shift(self, kept: int) -> None:
+        """What comes sees the last ``kept`` tokens only."""
+        self.begin = len(self.tokens) - kept
+
+    def encode_again(self, kept: int) -> None:
+        """The last ``kept`` tokens are all that there is."""
+        tokens, positions = self.tokens[-kept:], self.positions[-kept:]
+        self.clear()
+        for token, position in zip(tokens, positions):
+            self._add(token, position)
 
     def add_observation(self, observation: torch.Tensor, timestep: int) -> torch.Tensor:
         latent = self.world_model.tokenizer.encode_to_obs_embeddings(observation[None])[0]
@@ -28,8 +52,7 @@ class Oracle:
 
     def add_latent(self, latent: torch.Tensor, position: int) -> None:
         for index, token in enumerate(latent):
-            self.tokens.append(token)
-            self.positions.append(position + index)
+            self._add(token, position + index)
 
     def add_action(self, action, position: int) -> None:
         table = self.world_model.act_embedding_table
@@ -37,23 +60,82 @@ class Oracle:
             embedded = table(torch.as_tensor(np.asarray(action), dtype=torch.float32)[None])
         else:
             embedded = table(torch.as_tensor(np.asarray(action)).long().reshape(1))
-        self.tokens.append(embedded[0])
+        self._add(embedded[0], position)
+
+    def _add(self, token: torch.Tensor, position: int) -> None:
+        self.tokens.append(token)
         self.positions.append(position)
+        self.first_seen.append(self.begin)
+        self._hidden = None
 
     @torch.no_grad()
     def hidden(self) -> torch.Tensor:
         """The transformer's output at the last token, :math:`(1, 1, E)`."""
+        if self._hidden is None:
+            self._hidden = self.through_stock_blocks() if self.begin == 0 else self.through_moving_window()
+        return self._hidden
+
+    @torch.no_grad()
+    def through_stock_blocks(self) -> torch.Tensor:
+        """By the stock modules, where every token sees all before it."""
         world_model = self.world_model
         sequence = torch.stack(self.tokens)[None]
-        rotation: Optional[torch.Tensor] = None
-        if world_model.config.rotary_emb:
-            positions = torch.tensor(self.positions) % world_model.config.max_seq_len
-            rotation = world_model.transformer.freqs_cis[positions][None]
-        else:
+        rotation = self._rotation()
+        if rotation is None:
             sequence = sequence + world_model.pos_emb(torch.arange(len(self.tokens)))
         for block in world_model.transformer.blocks:
             sequence = block(sequence, None, None, rotation)
         return world_model.transformer.ln_f(sequence)[:, -1:]
+
+    @torch.no_grad()
+    def through_moving_window(self) -> torch.Tensor:
+        """By the definition of attention, each token seeing its own window."""
+        transformer = self.world_model.transformer
+        hidden = torch.stack(self.tokens)
+        if self._rotation() is None:
+            first_seen = torch.tensor(self.first_seen)
+            hidden = hidden + self.world_model.pos_emb(torch.arange(len(hidden)) - first_seen)
+        for block in transformer.blocks:
+            attended = self._attend(block.attn, block.ln1(hidden))
+            if block.gru_gating:
+                hidden = block.gate1(hidden[None], attended[None])[0]
+                hidden = block.gate2(hidden[None], block.mlp(block.ln2(hidden))[None])[0]
+            else:
+                hidden = hidden + attended
+                hidden = hidden + block.mlp(block.ln2(hidden))
+        return transformer.ln_f(hidden)[None, -1:]
+
+    def _attend(self, attention, x: torch.Tensor) -> torch.Tensor:
+        length = len(x)
+        index, first_seen = torch.arange(length), torch.tensor(self.first_seen)
+        heads = (attention.num_heads, -1)
+        queries, keys, values = (layer(x) for layer in (attention.query, attention.key, attention.value))
+        rotation = self._rotation()
+        if rotation is None:
+            # [i, j]: where the window of token i puts token j, beyond what j was embedded with.
+            seen_at = (index - first_seen[:, None]).clamp(min=0)
+            moved = self.world_model.pos_emb(seen_at) - self.world_model.pos_emb(index - first_seen)
+            keys = keys + moved @ attention.key.weight.T
+            values = values + moved @ attention.value.weight.T
+        else:
+            queries, keys = (
+                torch.view_as_real(
+                    torch.view_as_complex(states.unflatten(-1, heads).unflatten(-1, (-1, 2))) * rotation[0][:, None]
+                ).flatten(-3) for states in (queries, keys)
+            )
+            keys, values = keys.expand(length, -1, -1), values.expand(length, -1, -1)
+        queries, keys, values = (states.unflatten(-1, heads) for states in (queries, keys, values))
+        scores = torch.einsum('ihd,ijhd->hij', queries, keys) / queries.shape[-1] ** 0.5
+        visible = (index <= index[:, None]) & (index >= first_seen[:, None])
+        weights = scores.masked_fill(~visible, -torch.inf).softmax(-1)
+        return attention.proj(torch.einsum('hij,ijhd->ihd', weights, values).flatten(1))
+
+    def _rotation(self) -> Optional[torch.Tensor]:
+        world_model = self.world_model
+        if not world_model.config.rotary_emb:
+            return None
+        positions = torch.tensor(self.positions) % world_model.config.max_seq_len
+        return world_model.transformer.freqs_cis[positions][None]
 
     @torch.no_grad()
     def reward_and_next_token(self) -> dict[str, torch.Tensor]:

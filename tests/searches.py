@@ -33,6 +33,7 @@ class WatchedModel:
         self.expansions: list[Expansion] = []
         self.outputs: list[Any] = []
         self.watcher: Callable[[Expansion, Any], None] = lambda expansion, output: None
+        self.foreseer: Callable[[np.ndarray, Sequence[int]], None] = lambda latents, search_depth: None
 
     def eval(self) -> None:
         self._model.eval()
@@ -40,6 +41,7 @@ class WatchedModel:
     def recurrent_inference(self, history: list, simulation_index: int, search_depth: Sequence[int], start_pos: Any):
         latents, actions = history[-1]
         parents = [self._node_of[row][latent.tobytes()] for row, latent in enumerate(latents)]
+        self.foreseer(latents, search_depth)
         output = self._model.recurrent_inference(history, simulation_index, search_depth, start_pos)
         for row, latent in enumerate(output.latent_state.numpy()):
             assert latent.tobytes() not in self._node_of[row], 'two nodes of one search share a latent state'
@@ -52,9 +54,13 @@ class WatchedModel:
 
 def search(
         model: torch.nn.Module, root: Any, timesteps: Sequence[np.ndarray], num_simulations: int,
-        watcher: Callable[[Expansion, Any], None] = lambda expansion, output: None
+        watcher: Callable[[Expansion, Any], None] = lambda expansion, output: None,
+        foreseer: Callable[[np.ndarray, Sequence[int]], None] = lambda latents, search_depth: None
 ) -> WatchedModel:
-    """Search from the roots that ``model.initial_inference`` has returned, as a policy does."""
+    """
+    Search from the roots that ``model.initial_inference`` has returned, as a policy does. ``foreseer`` is called before
+    each recurrent inference, ``watcher`` after it.
+    """
     world_model = model.world_model
     config = deep_merge_dicts(UniZeroPolicy.default_config(), EasyDict(
         device='cpu', num_simulations=num_simulations, model=dict(
@@ -64,7 +70,7 @@ def search(
     ))
     batch_size = len(root.latent_state)
     watched = WatchedModel(model, root.latent_state.numpy())
-    watched.watcher = watcher
+    watched.watcher, watched.foreseer = watcher, foreseer
     if world_model.continuous_action_space:
         tree = SampledUniZeroMCTSCtree(config)
         roots = SampledUniZeroMCTSCtree.roots(

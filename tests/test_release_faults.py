@@ -190,7 +190,8 @@ def test_the_window_overflow_is_approximated():
         episodes = Episodes(model)
         for _ in range(4):
             episodes.step([0])
-        context = episodes._contexts[0].copy()
+        context = episodes.context_of(0)
+        context.encode_again(len(context))
         root = episodes.step([0])
         context.add_action(episodes_action(episodes), 0)
         context.add_latent(root.latent_state[0], 0)

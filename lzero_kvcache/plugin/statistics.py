@@ -20,7 +20,8 @@ class StatisticsReporter:
     Overview:
         Tells collect from eval in the pools' statistics and reports both: a log line and TensorBoard scalars over the
         environment steps collected so far. ``kv_cache/<phase>_<pool>/{hit_rate,misses,evictions,entries}`` count since
-        the phase's last point, ``kv_cache/<pool>/...`` both phases since the run began.
+        the phase's last point, ``kv_cache/<pool>/...`` both phases since the run began, as do
+        ``kv_cache/roots/{mean_context_length,cold_starts}`` and ``kv_cache/rebuilds/{contexts,tokens}``.
     Arguments:
         - inference (:obj:`Union[ManagedInference, ValidatedInference]`): The world model's, with the pools.
         - log_interval (:obj:`int`): Searches between two log lines and two points; a phase that ends writes a point,
@@ -77,6 +78,13 @@ class StatisticsReporter:
         for kind, total in self._seen.items():
             self._write(f'kv_cache/{kind}', kind, total)
             self._write(f'kv_cache/{self._phase}_{kind}', kind, pending[kind])
+        for tag, number in (
+                ('roots/mean_context_length', self._inference.root_stats.mean_context_length),
+                ('roots/cold_starts', self._inference.root_stats.cold_starts),
+                ('rebuilds/contexts', self._inference.rebuild_stats.rebuilds),
+                ('rebuilds/tokens', self._inference.rebuild_stats.tokens),
+        ):
+            self.tb_logger.add_scalar(f'kv_cache/{tag}', number, self.env_steps)
         # The stock entries leave the writer open, and a process that ends loses what it has not written.
         self.tb_logger.flush()
 

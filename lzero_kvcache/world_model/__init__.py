@@ -1,8 +1,9 @@
 """The managed cache under LightZero's ``WorldModel``."""
 from .contexts import RebuildStats
+from .imagination import Imagination
 from .managed import ManagedInference, RootEnvironments
 from .mixin import KVCacheWorldModel, KVCacheWorldModelMixin
 
 __all__ = [
-    'KVCacheWorldModel', 'KVCacheWorldModelMixin', 'ManagedInference', 'RebuildStats', 'RootEnvironments'
+    'Imagination', 'KVCacheWorldModel', 'KVCacheWorldModelMixin', 'ManagedInference', 'RebuildStats', 'RootEnvironments'
 ]

@@ -1,6 +1,7 @@
 """The running episodes of the environments, and the contexts that they make."""
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
@@ -11,6 +12,32 @@ from ..store import ContextBatch, ContextStore
 from .cached_transformer import embed_actions, extend
 from .contexts import RebuildStats, like_parameters
 from .positions import history_positions
+
+
+@dataclass
+class RootStats:
+    """
+    Overview:
+        What root inferences have found of the episodes that they go on.
+    Arguments:
+        - first_steps (:obj:`int`): Roots at which an episode began.
+        - continuing (:obj:`int`): All others.
+        - cold_starts (:obj:`int`): Continuing roots whose episode was not known, so that it began with the last
+            observation: a model that is put to use in the middle of an episode.
+        - context_tokens (:obj:`int`): The contexts' lengths at continuing roots, added up.
+    """
+    first_steps: int = 0
+    continuing: int = 0
+    cold_starts: int = 0
+    context_tokens: int = 0
+
+    @property
+    def mean_context_length(self) -> float:
+        """
+        Overview:
+            Tokens of a continuing root's context, on average; 0.0 without any such root.
+        """
+        return self.context_tokens / self.continuing if self.continuing else 0.0
 
 
 class EnvironmentHistory:
@@ -85,6 +112,8 @@ class EnvironmentHistories:
         - lossless (:obj:`bool`): See above.
         - rope_positions (:obj:`str`): See ``KVCacheConfig``.
         - rebuild_stats (:obj:`RebuildStats`): Counts what misses cost.
+
+    ``root_stats`` counts what the roots have found.
     """
 
     def __init__(
@@ -97,6 +126,7 @@ class EnvironmentHistories:
         self._lossless = lossless
         self._rope_positions = rope_positions
         self._rebuild_stats = rebuild_stats
+        self.root_stats = RootStats()
         self._histories: dict[tuple[str, int], EnvironmentHistory] = {}
 
     def of(self, phase: str, env_id: int) -> EnvironmentHistory:
@@ -159,7 +189,11 @@ class EnvironmentHistories:
         for row, history in enumerate(histories):
             if first_steps[row]:
                 self._restart(history)
-            elif not history.continues_from(last_observations[row]):
+                self.root_stats.first_steps += 1
+                continue
+            self.root_stats.continuing += 1
+            if not history.continues_from(last_observations[row]):
+                self.root_stats.cold_starts += 1
                 self._restart(history)
                 history.append(last_observations[row], None, int(timesteps[row]) - 1)
 
@@ -191,6 +225,7 @@ class EnvironmentHistories:
             contexts.assign(cached_rows, self._store.gather(handles))
         if missing:
             contexts.assign(missing, self._encode(world_model, [histories[row] for row in missing]))
+        self.root_stats.context_tokens += int(contexts.lengths.sum())
         return contexts
 
     def __iter__(self) -> Iterator[EnvironmentHistory]:

@@ -4,6 +4,9 @@ from typing import Any, Optional
 
 import torch
 
+from ..config import KEY_PATH
+from .imagination import Imagination
+
 
 class LegacyInference:
     """
@@ -31,6 +34,18 @@ class LegacyInference:
         """
         return world_model.stock_recurrent_inference(
             state_action_history, simulation_index, search_depth, start_pos
+        )
+
+    def imagine(self, *args: Any) -> Imagination:
+        """
+        Overview:
+            Not there.
+        Raises:
+            - RuntimeError: Always.
+        """
+        raise RuntimeError(
+            f"imagine needs the managed cache: set {KEY_PATH} to dict(mode='managed'), now the stock code runs, which "
+            'has no such function'
         )
 
     def forget(self, phase: str, env_ids: Optional[Sequence[int]] = None) -> None:

@@ -21,9 +21,13 @@ class SearchNode:
         - positions (:obj:`Optional[np.ndarray]`): Rotary positions of its tokens, :math:`(num_tokens, )`.
         - env_id (:obj:`Optional[int]`): The environment whose init pool holds the context, for a root that has one.
         - priority (:obj:`Optional[float]`): What it is worth to a strategy that evicts by priority.
+        - policies (:obj:`Optional[torch.Tensor]`): The policy logits of that inference, :math:`(B, ...)`, its own being
+            ``policies[row]``; None for a node that no inference has predicted.
         - context (:obj:`Optional[int]`): The store's handle of a root's context, which outlives its eviction.
     """
-    __slots__ = ('key', 'row', 'depth', 'latents', 'parent', 'actions', 'positions', 'env_id', 'priority', 'context')
+    __slots__ = (
+        'key', 'row', 'depth', 'latents', 'parent', 'actions', 'positions', 'env_id', 'priority', 'policies', 'context'
+    )
 
     def __init__(
             self,
@@ -36,6 +40,7 @@ class SearchNode:
             positions: Optional[np.ndarray] = None,
             env_id: Optional[int] = None,
             priority: Optional[float] = None,
+            policies: Optional[torch.Tensor] = None,
     ) -> None:
         self.key = key
         self.row = row
@@ -46,6 +51,7 @@ class SearchNode:
         self.positions = positions
         self.env_id = env_id
         self.priority = priority
+        self.policies = policies
         self.context: Optional[int] = None
 
     @property
@@ -59,12 +65,13 @@ class SearchLineage:
         The nodes of the running search, found by their latent states. It goes when its search goes.
     Arguments:
         - phase (:obj:`str`): 'collect', 'eval' or 'reanalyze'.
-        - batch_size (:obj:`int`): The number of roots.
+        - timesteps (:obj:`np.ndarray`): Timesteps of the roots, :math:`(B, )`.
     """
 
-    def __init__(self, phase: str, batch_size: int) -> None:
+    def __init__(self, phase: str, timesteps: np.ndarray) -> None:
         self.phase = phase
-        self.batch_size = batch_size
+        self.timesteps = timesteps
+        self.batch_size = len(timesteps)
         self._nodes: dict[tuple[int, str], SearchNode] = {}
         self._copies: dict[tuple[int, str], int] = {}
 

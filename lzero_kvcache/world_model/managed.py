@@ -12,16 +12,17 @@ import torch
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
 from ..store import ContextBatch, ContextShape, ContextStore
-from .cached_transformer import ContextWindow, apply_head, embed_actions, extend
+from .cached_transformer import ContextWindow, embed_actions, extend
 from .contexts import NodeContexts, RebuildStats, like_parameters
-from .histories import EnvironmentHistories, EnvironmentHistory, stack_actions
+from .histories import EnvironmentHistories, EnvironmentHistory, RootStats, stack_actions
+from .imagination import Imagination, check_rollout, roll_out
 from .lineage import SearchLineage, SearchNode
 from .positions import SearchPositions, host_timesteps
+from .predictions import Predictions, predict_next_state, predict_policy_and_value
 from .scores import Score, scores_of
 
 logger = logging.getLogger('lzero_kvcache')
 
-Predictions = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -109,6 +110,14 @@ class ManagedInference:
         """
         return self._contexts.rebuild_stats
 
+    @property
+    def root_stats(self) -> RootStats:
+        """
+        Overview:
+            What root inferences have found of the episodes that they go on.
+        """
+        return self.histories.root_stats
+
     def initial(self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments) -> Outputs:
         """
         Overview:
@@ -130,7 +139,7 @@ class ManagedInference:
             return self._predict_roots(world_model, obs_act_dict, start_pos, roots)
         outputs, latents = world_model.reset_for_initial_inference(obs_act_dict, start_pos)
         if world_model.reanalyze_phase:
-            self._begin_reanalysis(latents)
+            self._begin_reanalysis(latents, outputs.logits_policy, host_timesteps(start_pos, len(latents)))
         return (
             outputs.output_sequence, latents, outputs.logits_rewards, outputs.logits_policy, outputs.logits_value
         )
@@ -160,22 +169,25 @@ class ManagedInference:
             -self._num_observations_tokens, 0, device=hidden.device
         )
         hidden = hidden.gather(1, last_tokens[:, :, None].expand(-1, -1, hidden.shape[-1]))
-        policy, value = self._policy_and_value(world_model, hidden[:, -1:])
+        policy, value = predict_policy_and_value(world_model, hidden[:, -1:])
         self._window.apply(world_model, context)
 
         for row, history in enumerate(histories):
             history.append(current[row], obs_act_dict['action'][row], int(timesteps[row]))
         reward = value.new_zeros(batch_size, 1, world_model.support_size)
-        self._begin_search(roots.phase, latents, histories, env_ids, context, (reward, policy, value))
+        self._begin_search(
+            SearchLineage(roots.phase, timesteps), latents, histories, env_ids, context,
+            Predictions(reward, policy, value)
+        )
         return hidden, latents, reward[:, :0], policy, value
 
-    def _begin_reanalysis(self, latents: torch.Tensor) -> None:
+    def _begin_reanalysis(self, latents: torch.Tensor, policies: torch.Tensor, timesteps: np.ndarray) -> None:
         self._end_search()
-        self._lineage = SearchLineage('reanalyze', len(latents))
+        self._lineage = SearchLineage('reanalyze', timesteps)
         on_host = _copy_to_host(latents)
         for row in range(len(on_host)):
             key = self._lineage.node_key(f'reanalyze/{row}', 0, on_host[row])
-            self._lineage.add(SearchNode(key, row, 0, on_host), on_host[row])
+            self._lineage.add(SearchNode(key, row, 0, on_host, policies=policies), on_host[row])
 
     def recurrent(
             self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
@@ -207,21 +219,52 @@ class ManagedInference:
         context = self._contexts.of(world_model, parents, timesteps)
         self.context_lengths = context.lengths
 
-        def step(token: torch.Tensor, position_index: int) -> torch.Tensor:
-            at = None if positions is None else positions[:, position_index:position_index + 1]
-            return extend(world_model, context, token, at)
-
-        hidden = step(embed_actions(world_model, actions), 0)
-        reward = apply_head(world_model.head_rewards, hidden)
-        next_latents = []
-        for index in range(1, 1 + self._num_observations_tokens):
-            next_latents.append(apply_head(world_model.head_observations, hidden))
-            hidden = step(next_latents[-1], index)
-        policy, value = self._policy_and_value(world_model, hidden)
-        next_latents = torch.cat(next_latents, dim=1)
+        hidden, next_latents, predictions = predict_next_state(world_model, context, actions, positions)
         self._window.apply(world_model, context)
-        next_latents = self._add_nodes(parents, next_latents, actions, positions, context, (reward, policy, value))
-        return hidden, next_latents, reward, policy, value
+        next_latents = self._add_nodes(parents, next_latents, actions, positions, context, predictions)
+        return hidden, next_latents, predictions.reward, predictions.policy, predictions.value
+
+    def imagine(
+            self, world_model: Any, obs_or_latent: torch.Tensor, actions: Optional[torch.Tensor],
+            horizon: Optional[int], choose: str, start_pos: Any, generator: Optional[torch.Generator]
+    ) -> Imagination:
+        """
+        Overview:
+            Roll out in latent space. Arguments, result and errors as ``KVCacheWorldModelMixin.imagine``.
+        """
+        horizon = check_rollout(world_model, len(obs_or_latent), actions, horizon, choose)
+        self._drop_outdated_contexts(world_model)
+        like = like_parameters(world_model)
+        start = torch.as_tensor(obs_or_latent).to(like)
+        latents = start
+        if start.shape[1:] != (self._num_observations_tokens, world_model.embed_dim):
+            latents = world_model.tokenizer.encode_to_obs_embeddings(start)
+        timesteps = host_timesteps(0 if start_pos is None else start_pos, len(latents)).copy()
+        context = self.store.empty(len(latents), like)
+        positions = None
+        if world_model.config.rotary_emb:
+            positions = 2 * timesteps[:, None] + np.arange(self._num_observations_tokens)
+        hidden = extend(world_model, context, latents, positions)
+        policy = predict_policy_and_value(world_model, hidden[:, -1:])[0][:, 0]
+        depths = np.zeros(len(latents), dtype=np.int64)
+        known = self._known_nodes(latents)
+        if known:
+            rows, nodes = list(known), list(known.values())
+            if start_pos is None:
+                timesteps[rows] = self._lineage.timesteps[rows]
+            context.assign(rows, self._contexts.of(world_model, nodes, timesteps[rows]))
+            policy[rows] = torch.stack([node.policies[node.row] for node in nodes])
+            depths[rows] = [node.depth for node in nodes]
+        return roll_out(
+            world_model, context, policy, timesteps, depths, self._window, self._positions, actions, horizon, choose,
+            generator
+        )
+
+    def _known_nodes(self, latents: torch.Tensor) -> dict[int, SearchNode]:
+        if self._lineage is None or self._lineage.batch_size != len(latents):
+            return {}
+        found = {row: self._lineage.find(row, latent) for row, latent in enumerate(_copy_to_host(latents))}
+        return {row: node for row, node in found.items() if node is not None and node.policies is not None}
 
     def forget(self, phase: str, env_ids: Optional[Sequence[int]] = None) -> None:
         """
@@ -292,15 +335,12 @@ class ManagedInference:
             positions[continuing] = 2 * timesteps[continuing, None] + np.arange(-1, num_latents)
         return tokens, positions if world_model.config.rotary_emb else None, counts
 
-    def _policy_and_value(self, world_model: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return apply_head(world_model.head_policy, hidden), apply_head(world_model.head_value, hidden)
-
     def _begin_search(
-            self, phase: str, latents: torch.Tensor, histories: Sequence[EnvironmentHistory], env_ids: Sequence[int],
-            context: ContextBatch, predictions: Predictions
+            self, lineage: SearchLineage, latents: torch.Tensor, histories: Sequence[EnvironmentHistory],
+            env_ids: Sequence[int], context: ContextBatch, predictions: Predictions
     ) -> None:
         self._end_search()
-        self._lineage = SearchLineage(phase, len(histories))
+        self._lineage = lineage
         on_host = _copy_to_host(latents)
         depths = np.zeros(len(histories), dtype=np.int64)
         priorities = _priorities(self._scores['init_pool'], depths, predictions)
@@ -308,7 +348,10 @@ class ManagedInference:
         for row, history in enumerate(histories):
             history.roots += 1
             history.key = self._lineage.node_key(f'{history.scope}/{history.roots}', 0, on_host[row])
-            nodes.append(SearchNode(history.key, row, 0, on_host, env_id=env_ids[row], priority=priorities[row]))
+            nodes.append(SearchNode(
+                history.key, row, 0, on_host, env_id=env_ids[row], priority=priorities[row],
+                policies=predictions.policy[:, 0]
+            ))
             self._lineage.add(nodes[row], on_host[row])
         handles = self._contexts.cache(nodes, context)
         for history, node, handle in zip(histories, nodes, handles):
@@ -328,7 +371,7 @@ class ManagedInference:
         """
         if self._lineage is None or self._lineage.batch_size != len(latents):
             self._end_search()
-            self._lineage = SearchLineage('unknown', len(latents))
+            self._lineage = SearchLineage('unknown', np.zeros(len(latents), dtype=np.int64))
         parents = []
         for row, latent in enumerate(latents):
             node = self._lineage.find(row, latent)
@@ -377,7 +420,7 @@ class ManagedInference:
             node = SearchNode(
                 self._lineage.node_key(scope, parent.depth + 1, distinct[row]), row, parent.depth + 1, on_host,
                 parent=parent, actions=actions, positions=None if positions is None else positions[row],
-                priority=priorities[row]
+                priority=priorities[row], policies=predictions.policy[:, 0]
             )
             self._lineage.add(node, distinct[row])
             nodes.append(node)

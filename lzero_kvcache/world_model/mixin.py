@@ -7,6 +7,7 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
+from .imagination import Imagination
 from .legacy import LegacyInference
 from .managed import ManagedInference, RootEnvironments
 from .scores import scores_of
@@ -117,6 +118,41 @@ class KVCacheWorldModelMixin:
         )
         self.latent_state = outputs[1]
         return outputs
+
+    @torch.no_grad()
+    def imagine(
+            self,
+            obs_or_latent: torch.Tensor,
+            actions: Optional[torch.Tensor] = None,
+            horizon: Optional[int] = None,
+            choose: str = 'greedy',
+            start_pos: Any = None,
+            generator: Optional[torch.Generator] = None,
+    ) -> Imagination:
+        """
+        Overview:
+            Roll the world model out on its own predictions. A latent state that the running search has returned goes
+            on from its cached context, as in that search; an observation, or any other latent state, begins a context
+            of its own. Each step equals a forward without a cache, as far as ``kv_cache.window`` does.
+        Arguments:
+            - obs_or_latent (:obj:`torch.Tensor`): Observations :math:`(B, ...)` or latent states
+                :math:`(B, num_observations_tokens, E)`.
+            - actions (:obj:`Optional[torch.Tensor]`): The actions to take, :math:`(B, H)`, or
+                :math:`(B, H, action_space_size)` for continuous ones; None: the policy head chooses them.
+            - horizon (:obj:`Optional[int]`): Steps H; None: as many as there are actions.
+            - choose (:obj:`str`): How the policy head chooses: 'greedy' takes the likeliest action, 'sample' draws one.
+            - start_pos (:obj:`Union[None, int, Sequence]`): Timesteps of the roots, one for all rows or :math:`(B, )`,
+                which rotary positions are counted from; None: the running search's, or 0.
+            - generator (:obj:`Optional[torch.Generator]`): Where 'sample' takes its random numbers from.
+        Returns:
+            - imagination (:obj:`Imagination`): Latent states, rewards, values, policy logits and actions.
+        Raises:
+            - ValueError: If the arguments do not fit together.
+            - RuntimeError: Without ``kv_cache`` and in mode 'legacy', where the stock code runs, which cannot imagine.
+        """
+        if actions is not None:
+            actions = torch.as_tensor(actions, device=self.transformer.ln_f.weight.device)
+        return self._kv_cache_inference.imagine(self, obs_or_latent, actions, horizon, choose, start_pos, generator)
 
     def clear_caches(self) -> None:
         """

@@ -11,6 +11,9 @@ from lzero.model.unizero_world_models.utils import hash_state
 
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
+from .contexts import RebuildStats
+from .histories import RootStats
+from .imagination import Imagination
 from .managed import ManagedInference, Outputs, RootEnvironments, is_first_step
 from .positions import host_timesteps
 
@@ -105,6 +108,22 @@ class ValidatedInference:
         """
         return self.managed.manager
 
+    @property
+    def rebuild_stats(self) -> RebuildStats:
+        """
+        Overview:
+            What misses have cost the managed cache.
+        """
+        return self.managed.rebuild_stats
+
+    @property
+    def root_stats(self) -> RootStats:
+        """
+        Overview:
+            What the managed root inferences have found.
+        """
+        return self.managed.root_stats
+
     def initial(self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments) -> Outputs:
         """
         Overview:
@@ -191,6 +210,13 @@ class ValidatedInference:
             flaw = flaws[row] or self._window_flaw(world_model, int(lengths[row]) + 2)
             self._node_contexts[slot] = StockContext(child.key, flaw)
         return outputs
+
+    def imagine(self, *args: Any) -> Imagination:
+        """
+        Overview:
+            As ``ManagedInference.imagine``: the stock code has nothing to compare it with.
+        """
+        return self.managed.imagine(*args)
 
     def forget(self, phase: str, env_ids: Optional[Sequence[int]] = None) -> None:
         """

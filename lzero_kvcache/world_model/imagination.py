@@ -1,0 +1,113 @@
+"""Open-loop rollouts in latent space."""
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import torch
+from lzero.policy.scaling_transform import inverse_scalar_transform
+
+from ..store import ContextBatch
+from .cached_transformer import ContextWindow
+from .positions import SearchPositions
+from .predictions import predict_next_state
+
+ACTION_CHOICES = ('greedy', 'sample')
+
+
+class Imagination(NamedTuple):
+    """
+    Overview:
+        A rollout in latent space. Step h takes ``actions[:, h]``, which earns ``rewards[:, h]`` and leads to
+        ``latents[:, h]``, where ``policy_logits[:, h]`` and ``values[:, h]`` are predicted.
+    Arguments:
+        - latents (:obj:`torch.Tensor`): :math:`(B, H, num_observations_tokens, E)`.
+        - rewards (:obj:`torch.Tensor`): :math:`(B, H)`, in the environment's units.
+        - values (:obj:`torch.Tensor`): :math:`(B, H)`, in the environment's units.
+        - policy_logits (:obj:`torch.Tensor`): :math:`(B, H, action_space_size)`; of a continuous policy, mean and
+            deviation before tanh, :math:`(B, H, 2 * action_space_size)`.
+        - actions (:obj:`torch.Tensor`): :math:`(B, H)`, or :math:`(B, H, action_space_size)` for continuous ones.
+    """
+    latents: torch.Tensor
+    rewards: torch.Tensor
+    values: torch.Tensor
+    policy_logits: torch.Tensor
+    actions: torch.Tensor
+
+
+def check_rollout(
+        world_model: Any, batch_size: int, actions: Optional[torch.Tensor], horizon: Optional[int], choose: str
+) -> int:
+    """
+    Overview:
+        Find what is wrong with the arguments of a rollout.
+    Returns:
+        - horizon (:obj:`int`): Its steps.
+    Raises:
+        - ValueError: If the arguments do not fit together.
+    """
+    if choose not in ACTION_CHOICES:
+        raise ValueError(f'choose is {choose!r}: allowed are {ACTION_CHOICES[0]!r} and {ACTION_CHOICES[1]!r}')
+    if horizon is None and actions is None:
+        raise ValueError('neither actions nor a horizon is given: needed is one of them')
+    if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1):
+        raise ValueError(f'horizon is {horizon!r}: allowed are whole numbers of steps from 1')
+    if actions is None:
+        return int(horizon)
+    continuous = world_model.continuous_action_space
+    expected = (batch_size, int(horizon or (actions.shape[1] if actions.dim() > 1 else 1)))
+    expected += (world_model.action_space_size, ) if continuous else ()
+    if tuple(actions.shape) != expected:
+        raise ValueError(f'actions have the shape {tuple(actions.shape)}: needed is {expected} (rows, steps'
+                         f'{", width" if continuous else ""})')
+    if not continuous and not 0 <= int(actions.min()) <= int(actions.max()) < world_model.action_space_size:
+        raise ValueError(f'actions lie between {int(actions.min())} and {int(actions.max())}: allowed are 0 to '
+                         f'{world_model.action_space_size - 1}')
+    return expected[1]
+
+
+def roll_out(
+        world_model: Any, context: ContextBatch, policy: torch.Tensor, timesteps: np.ndarray, depths: np.ndarray,
+        window: ContextWindow, positions: SearchPositions, actions: Optional[torch.Tensor], horizon: int, choose: str,
+        generator: Optional[torch.Generator]
+) -> Imagination:
+    """
+    Overview:
+        Go on from a batch of contexts.
+    Arguments:
+        - world_model (:obj:`WorldModel`): The model.
+        - context (:obj:`ContextBatch`): The rows, changed in place.
+        - policy (:obj:`torch.Tensor`): Policy logits at the ends of the contexts, :math:`(B, ...)`.
+        - timesteps (:obj:`np.ndarray`): Timesteps of the rows' roots, :math:`(B, )`.
+        - depths (:obj:`np.ndarray`): Actions between the roots and the ends of the contexts, :math:`(B, )`.
+        - window (:obj:`ContextWindow`): Keeps the contexts inside the model's window.
+        - positions (:obj:`SearchPositions`): Rotary positions.
+        - actions, horizon, choose, generator: As ``KVCacheWorldModelMixin.imagine``.
+    """
+    steps = []
+    for step in range(horizon):
+        action = _choose(world_model, policy, choose, generator) if actions is None else actions[:, step]
+        rotary = None
+        if world_model.config.rotary_emb:
+            of_action, of_latent = positions.of_expansion(timesteps, depths + step, (), False)
+            rotary = np.column_stack([of_action, of_latent[:, None] + np.arange(world_model.num_observations_tokens)])
+        _, latents, (reward, policy, value) = predict_next_state(world_model, context, action, rotary)
+        window.apply(world_model, context)
+        policy = policy[:, 0]
+        steps.append((latents, _scalars(world_model, reward), _scalars(world_model, value), policy, action))
+    return Imagination(*(torch.stack(column, dim=1) for column in zip(*steps)))
+
+
+def _choose(world_model: Any, policy: torch.Tensor, choose: str, generator: Optional[torch.Generator]) -> torch.Tensor:
+    if not world_model.continuous_action_space:
+        if choose == 'greedy':
+            return policy.argmax(-1)
+        return torch.multinomial(policy.softmax(-1), 1, generator=generator)[:, 0]
+    mean, deviation = policy.chunk(2, dim=-1)
+    if choose == 'sample':
+        mean = mean + deviation * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
+    # As the search squashes the actions that it samples.
+    return mean.tanh()
+
+
+def _scalars(world_model: Any, logits: torch.Tensor) -> torch.Tensor:
+    size = world_model.support_size
+    return inverse_scalar_transform(logits[:, 0], size // 2, categorical_distribution=size > 1)[:, 0]
