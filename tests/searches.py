@@ -1,4 +1,5 @@
 """LightZero's real C++ searches over a world model, watched node by node, recorded and replayed."""
+import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Callable
@@ -9,6 +10,8 @@ from ding.utils import deep_merge_dicts
 from easydict import EasyDict
 from lzero.mcts import SampledUniZeroMCTSCtree, UniZeroMCTSCtree
 from lzero.policy.unizero import UniZeroPolicy
+
+from lzero_kvcache.world_model.lineage import SearchNode
 
 PREDICTIONS = ('latent_state', 'reward', 'value', 'policy_logits')
 
@@ -83,6 +86,12 @@ def search(
     roots.prepare_no_noise([0.] * batch_size, root.policy_logits.tolist(), to_play)
     tree.search(roots, watched, root.latent_state.numpy(), to_play, list(timesteps))
     return watched
+
+
+def live_nodes() -> int:
+    """How many nodes the caches of this process keep the lineage of."""
+    gc.collect()
+    return sum(type(thing) is SearchNode for thing in gc.get_objects())
 
 
 def replay(

@@ -14,11 +14,12 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 TRAIN = 'zoo_examples.classic_control.cartpole_unizero'
 EVAL = 'zoo_examples.classic_control.cartpole_unizero_eval'
+IMAGINE = 'zoo_examples.classic_control.cartpole_imagine'
 OTHER_SCRIPTS = [
     script
     for path in sorted((ROOT / 'zoo_examples').rglob('*.py'))
     for script in ['.'.join(path.relative_to(ROOT).with_suffix('').parts)]
-    if '__main__' in path.read_text() and script not in (TRAIN, EVAL)
+    if '__main__' in path.read_text() and script not in (TRAIN, EVAL, IMAGINE)
 ]
 
 
@@ -54,7 +55,7 @@ def test_every_other_script_has_help(helps, script):
         assert option in completed.stdout
 
 
-def test_training_and_evaluating_its_checkpoint(tmp_path):
+def test_training_evaluating_its_checkpoint_and_imagining(tmp_path):
     trained = run_script(
         TRAIN, '--max-env-step', '20', '--strategy', 'fifo', '--recur-pool-size', '50',
         '--exp-name', str(tmp_path / 'train'),
@@ -65,3 +66,11 @@ def test_training_and_evaluating_its_checkpoint(tmp_path):
     evaluated = run_script(EVAL, str(checkpoint), '--exp-name', str(tmp_path / 'eval'))
     check_output(evaluated, 'eval')
     assert float(re.search(r'mean return: (\S+)', evaluated.stdout).group(1)) > 0
+
+    imagined = run_script(
+        IMAGINE, str(checkpoint), '--horizon', '3', '--episodes', '1', '--out', str(tmp_path / 'imagine.png')
+    )
+    assert imagined.returncode == 0, imagined.stdout + imagined.stderr
+    for positions in ('release', 'aligned'):
+        assert re.search(rf"rope_positions='{positions}': \d+ rollouts of 3 steps", imagined.stdout)
+    assert (tmp_path / 'imagine.png').stat().st_size > 10_000

@@ -2,9 +2,8 @@
 import numpy as np
 import pytest
 import torch
-from episodes import Episodes
 from lzero.model.unizero_world_models.utils import hash_state
-from models import build_model, kv_cache, observations
+from models import build_model, kv_cache, observations, two_tokens_per_observation
 from oracle import Oracle
 from test_policies import build_policy
 from test_stock_agreement import stock_twin
@@ -183,33 +182,56 @@ def test_position_differences_of_uninitialised_weights():
     torch.testing.assert_close(*predictions, atol=1e-4, rtol=0)
 
 
+@torch.no_grad()
 def test_the_window_overflow_is_approximated():
-    worst = {}
-    for window in ('shift', 'rebuild'):
-        model = build_model(kv_cache=kv_cache(window=window), context_length=8)
-        episodes = Episodes(model)
-        for _ in range(4):
-            episodes.step([0])
-        context = episodes.context_of(0)
-        context.encode_again(len(context))
-        root = episodes.step([0])
-        context.add_action(episodes_action(episodes), 0)
-        context.add_latent(root.latent_state[0], 0)
+    managed, stock = twins(context_length=8)
+    managed.world_model.config.kv_cache.window = 'rebuild'
+    managed.world_model.configure_kv_cache()
+    worst = []
+    for model in (managed, stock):
+        context = Oracle(model.world_model)
+        current, _ = first_step(model, batch_size=1)
+        context.add_observation(current[0], 0)
+        for step in range(1, 5):
+            last, current = current, observations(model, 1, torch.Generator().manual_seed(step))
+            root = model.initial_inference(last, [1], current, at(step, 1))
+            if len(context) >= 7:
+                context.encode_again(5)
+            context.add_action(1, 0)
+            context.add_observation(current[0], 0)
         expected = context.policy_and_value()['policy']
-        worst[window] = (root.policy_logits[0] - expected[0]).abs().max().item()
-    assert worst['rebuild'] < 1e-5 < 1e-3 < worst['shift']
+        worst.append((root.policy_logits[0] - expected[0]).abs().max().item())
+    assert worst[0] < 1e-5 < 1e-3 < worst[1]
 
 
-def episodes_action(episodes):
-    history = episodes.model.world_model.kv_cache_inference.histories.of('collect', 0)
-    return history.actions[-1]
+@torch.no_grad()
+def test_after_a_miss_the_context_counts_as_one_token(monkeypatch):
+    managed, stock = map(two_tokens_per_observation, twins(tokens_per_block=3, context_length=14))
+    stored = []
+
+    def look_at_contexts(**kwargs):
+        stored.extend(context.size for context in stock.world_model.keys_values_wm_list)
+        return pad(**kwargs)
+
+    pad = stock.world_model.trim_and_pad_kv_cache
+    monkeypatch.setattr(stock.world_model, 'trim_and_pad_kv_cache', look_at_contexts)
+    for model in (managed, stock):
+        last, _ = first_step(model)
+        for cache in model.world_model.past_kv_cache_init_infer_envs:
+            cache.clear()
+        current = observations(model, 2, torch.Generator().manual_seed(1))
+        model.initial_inference(last, [1, 1], current, at(1, 2))
+    assert stock.world_model.keys_values_wm_size_list == [1, 1] and stored == [2, 2]
+    assert managed.world_model.kv_cache_inference.context_lengths.tolist() == [2, 2]
 
 
 @torch.no_grad()
 def test_rotary_positions_of_a_search_are_one_step_too_far():
-    policies = {}
-    for rope_positions in ('release', 'aligned'):
-        model = build_model(kv_cache=kv_cache(rope_positions=rope_positions), rotary=True, context_length=20)
+    managed, stock = twins(rotary=True, context_length=20)
+    managed.world_model.config.kv_cache.rope_positions = 'aligned'
+    managed.world_model.configure_kv_cache()
+    worst = []
+    for model in (managed, stock):
         current, root = first_step(model, batch_size=1)
         child = expand(model, root.latent_state, [1])
         # The same three tokens as training sees them: one sequence from timestep 0.
@@ -217,8 +239,8 @@ def test_rotary_positions_of_a_search_are_one_step_too_far():
         training = model.world_model(
             {'obs_embeddings_and_act_tokens': (tokens, torch.tensor([[[1], [0]]]))}, start_pos=np.array([[0, 1]])
         )
-        policies[rope_positions] = (child.policy_logits - training.logits_policy[:, 1]).abs().max().item()
-    assert policies['aligned'] < 1e-5 < 1e-4 < policies['release']
+        worst.append((child.policy_logits - training.logits_policy[:, 1]).abs().max().item())
+    assert worst[0] < 1e-5 < 1e-4 < worst[1]
 
 
 def test_num_simulations_of_the_policy_does_not_reach_the_world_model():

@@ -19,6 +19,9 @@ REPORTED = [
     for phase in ('', 'collect_', 'eval_')
     for pool in ('init_pools', 'recur_pool', 'wm_pool')
     for quantity in ('hit_rate', 'misses', 'evictions', 'entries')
+] + [
+    f'kv_cache/{quantity}'
+    for quantity in ('roots/mean_context_length', 'roots/cold_starts', 'rebuilds/contexts', 'rebuilds/tokens')
 ]
 
 
@@ -98,6 +101,11 @@ def test_every_step_but_an_episodes_first_goes_on_from_its_history(default_run):
     rounds = len(scalars['Buffer/num_of_transitions'])
     episodes = ENV_NUM * rounds + len(scalars['evaluator_step/envstep_count'])
     assert default_run.world_model.root_total_query_cnt == collected + evaluated - episodes
+    roots = default_run.world_model.kv_cache_inference.root_stats
+    assert (roots.continuing, roots.first_steps, roots.cold_starts) == (collected + evaluated - episodes, episodes, 0)
+    # The window of 8 tokens goes down to 5 when it reaches 7, and begins with 1.
+    assert 4 < roots.mean_context_length < 5.5
+    assert scalars['kv_cache/roots/mean_context_length'][-1][1] == pytest.approx(roots.mean_context_length)
 
 
 def test_the_policys_simulations_size_the_pool_of_search_nodes(default_run):

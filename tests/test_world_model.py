@@ -5,7 +5,7 @@ import torch
 from episodes import Episodes
 from models import build_model, kv_cache, observations, random_action, two_tokens_per_observation
 from oracle import Oracle
-from searches import PREDICTIONS, replay, search
+from searches import PREDICTIONS, live_nodes, replay, search
 
 MODELS = {
     'vector, learned positions': dict(),
@@ -226,3 +226,30 @@ def test_a_search_depth_for_each_row():
     root = Episodes(model).step([0, 1])
     with pytest.raises(ValueError, match='search_depth has 1 entries for 2 rows: needed is one for each'):
         model.recurrent_inference([(root.latent_state.numpy(), torch.tensor([1, 1]))], 0, [1], [0, 0])
+
+
+def test_the_lineage_of_a_search_goes_when_its_search_goes():
+    model = build_model(kv_cache=kv_cache(), context_length=8)
+    episodes, held, nodes = Episodes(model), [], []
+    others = live_nodes()
+    for _ in range(6):
+        episodes.step([0, 1, 2], 10)
+        held.append(len(model.world_model.kv_cache_inference.store))
+        nodes.append(live_nodes() - others)
+    assert nodes == [3 + 30] * 6
+    # One search's 30 nodes, and the roots that the init pools hold.
+    assert held == [30 + 3 * step for step in range(1, 7)]
+
+
+def test_the_roots_of_running_episodes_are_counted():
+    model = build_model(kv_cache=kv_cache(), context_length=20)
+    episodes = Episodes(model)
+    episodes.step([0, 1, 2])
+    episodes.step([1, 0])
+    episodes.end(1)
+    episodes.step([2, 1])
+    roots = model.world_model.kv_cache_inference.root_stats
+    assert (roots.first_steps, roots.continuing, roots.cold_starts, roots.context_tokens) == (4, 3, 0, 3)
+    generator = torch.Generator().manual_seed(5)
+    model.initial_inference(observations(model, 1, generator), [1], observations(model, 1, generator), [7])
+    assert (roots.continuing, roots.cold_starts, roots.mean_context_length) == (4, 1, 1.)
