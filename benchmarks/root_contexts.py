@@ -1,6 +1,7 @@
 """How much of its episode does a search's root see? The release's code and the cache on CartPole and on Pong."""
 import json
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -8,18 +9,21 @@ from dataclasses import asdict, dataclass
 from importlib import import_module
 from os.path import relpath
 from pathlib import Path
+from typing import Any, Callable, ClassVar
 
 import click
 import numpy as np
+import torch
+from ding.utils import POLICY_REGISTRY
 from lzero import entry
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
 from benchmarks.machine import machine
+from lzero_kvcache.plugin.policies import UniZeroKVCachePolicy
 from lzero_kvcache.progress import run_progress
 from lzero_kvcache.world_model import KVCacheWorldModelMixin
-from lzero_kvcache.world_model.positions import host_timesteps
 
 # Mode 'legacy' is the release's own code.
 ARMS = {'release': 'legacy', 'plugin': 'managed'}
@@ -42,13 +46,13 @@ class Roots:
     last_observation_only: int = 0
     context_tokens: int = 0
 
-    def count(self, timesteps: np.ndarray, lengths: np.ndarray, shortest: int) -> None:
-        running = timesteps > 0
+    def count(self, steps: np.ndarray, lengths: np.ndarray, shortest: int) -> None:
+        running = steps > 0
         self.first_steps += int((~running).sum())
         self.continuing += int(running.sum())
         self.without_history += int((lengths[running] == 0).sum())
         # After an episode's first step, one observation is all that there is.
-        self.last_observation_only += int((lengths[timesteps > 1] == shortest).sum())
+        self.last_observation_only += int((lengths[steps > 1] == shortest).sum())
         self.context_tokens += int(lengths[running].sum())
 
     def summary(self) -> dict:
@@ -59,27 +63,55 @@ class Roots:
         )
 
 
-@contextmanager
-def watched_roots() -> Iterator[Roots]:
-    """Count every root inference of a collect or eval search within the ``with`` block."""
-    roots, infer = Roots(), KVCacheWorldModelMixin.forward_initial_inference
+class WatchedPolicy(UniZeroKVCachePolicy):
+    """The plugin's policy, which counts what each root of its searches finds."""
+    roots: ClassVar[Roots]
 
-    def count(world_model, obs_act_dict, start_pos=0):
+    def _init_learn(self) -> None:
+        super()._init_learn()
+        # Steps of the running episode, by phase and environment.
+        self._steps: Counter = Counter()
+
+    def _search_in_phase(self, phase: str, search: Callable, data: torch.Tensor, ready_env_id: Any) -> dict:
+        env_ids = list(ready_env_id)
+        world_model = self._collect_model.world_model if phase == 'collect' else self._eval_model.world_model
+        self._steps_of_rows = np.asarray([self._steps[phase, env_id] for env_id in env_ids])
+        self._shortest = world_model.num_observations_tokens
+        with watched_root_inference(self._count):
+            output = super()._search_in_phase(phase, search, data, ready_env_id)
+        self._steps.update((phase, env_id) for env_id in env_ids)
+        return output
+
+    def _count(self, lengths: np.ndarray) -> None:
+        self.roots.count(self._steps_of_rows, lengths, self._shortest)
+
+    def _reset_in_phase(
+            self, phase: str, stock_reset: Callable, env_id: Any, current_steps: Any, reset_init_data: bool
+    ) -> None:
+        super()._reset_in_phase(phase, stock_reset, env_id, current_steps, reset_init_data)
+        # The stock search resets, too, where no episode has ended; then no environment is named.
+        for ended in (env_id or []) if reset_init_data else []:
+            self._steps.pop((phase, ended), None)
+
+
+@contextmanager
+def watched_root_inference(count: Callable[[np.ndarray], None]) -> Iterator[None]:
+    """Call ``count`` with the contexts' lengths at every root inference within the ``with`` block."""
+    infer = KVCacheWorldModelMixin.forward_initial_inference
+
+    def watched(world_model: Any, obs_act_dict: dict, start_pos: Any = 0) -> tuple:
         outputs = infer(world_model, obs_act_dict, start_pos)
-        if obs_act_dict['current_obs'] is not None:
-            batch_size = len(obs_act_dict['current_obs'])
-            if world_model.kv_cache_manager is not None:
-                lengths = world_model.kv_cache_inference.context_lengths
-            elif max(obs_act_dict['action']) == -1:
-                lengths = np.zeros(batch_size, dtype=np.int64)
-            else:
-                lengths = np.asarray(world_model.keys_values_wm_size_list)
-            roots.count(host_timesteps(start_pos, batch_size), lengths, world_model.num_observations_tokens)
+        if world_model.kv_cache_manager is not None:
+            count(world_model.kv_cache_inference.context_lengths)
+        elif max(obs_act_dict['action']) == -1:
+            count(np.zeros(len(obs_act_dict['current_obs']), dtype=np.int64))
+        else:
+            count(np.asarray(world_model.keys_values_wm_size_list))
         return outputs
 
-    KVCacheWorldModelMixin.forward_initial_inference = count
+    KVCacheWorldModelMixin.forward_initial_inference = watched
     try:
-        yield roots
+        yield
     finally:
         KVCacheWorldModelMixin.forward_initial_inference = infer
 
@@ -92,7 +124,9 @@ def measure(run: str, arm: str, max_env_step: int, out: Path) -> dict:
     folder = out / f'{run}_{arm}'
     shutil.rmtree(folder, ignore_errors=True)
     main_config.exp_name = relpath(folder)
-    with run_progress(main_config.exp_name, max_env_step), watched_roots() as roots:
+    WatchedPolicy.roots = roots = Roots()
+    with run_progress(main_config.exp_name, max_env_step):
+        POLICY_REGISTRY.register('unizero', WatchedPolicy, force_overwrite=True)
         getattr(entry, entry_name)([main_config, create_config], seed=0, max_env_step=max_env_step)
     window = main_config.policy.model.world_model_cfg.context_length
     return dict(run=run, arm=arm, context_length=window, **roots.summary())
