@@ -18,8 +18,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from benchmarks.machine import machine
 
-# Mode 'legacy' is the release's own code.
-ARMS = {'release': 'legacy', 'plugin': 'managed'}
+# The options of the example; mode 'legacy' is the release's own code.
+ARMS = {
+    'release': ['--mode', 'legacy'],
+    'plugin': ['--mode', 'managed'],
+    'plugin_aligned': ['--mode', 'managed', '--rope-positions', 'aligned'],
+}
+COLORS = {'release': 'tab:orange', 'plugin': 'tab:blue', 'plugin_aligned': 'tab:green'}
 RETURN = 'evaluator_step/reward_mean'
 
 
@@ -38,7 +43,7 @@ class Trial:
         # DI-engine would write beside a folder that is there.
         shutil.rmtree(self.folder, ignore_errors=True)
         command = [
-            sys.executable, '-m', 'zoo_examples.classic_control.cartpole_unizero', '--mode', ARMS[self.arm],
+            sys.executable, '-m', 'zoo_examples.classic_control.cartpole_unizero', *ARMS[self.arm],
             '--seed', str(self.seed), '--max-env-step', str(self.max_env_step), '--exp-name', str(self.folder),
         ]
         with open(log_path, 'w') as log:
@@ -92,28 +97,32 @@ def table(results: Sequence[dict]) -> Table:
     return view
 
 
-def differences(results: Sequence[dict]) -> str:
-    """Plugin minus release, seed by seed."""
+def differences(results: Sequence[dict]) -> list[str]:
+    """Each other arm minus the release, seed by seed."""
     late = {(result['arm'], result['seed']): result['late_return'] for result in results}
     seeds = sorted({result['seed'] for result in results})
-    by_seed = [late['plugin', seed] - late['release', seed] for seed in seeds]
-    spread = f', standard deviation {stdev(by_seed):.1f}' if len(by_seed) > 1 else ''
-    return (f'plugin minus release, last third, by seed: {", ".join(f"{value:+.1f}" for value in by_seed)} '
-            f'(mean {mean(by_seed):+.1f}{spread})')
+    lines = []
+    for arm in list(ARMS)[1:]:
+        by_seed = [late[arm, seed] - late['release', seed] for seed in seeds]
+        spread = f', standard deviation {stdev(by_seed):.1f}' if len(by_seed) > 1 else ''
+        lines.append(f'{arm} minus release, last third, by seed: {", ".join(f"{value:+.1f}" for value in by_seed)} '
+                     f'(mean {mean(by_seed):+.1f}{spread})')
+    return lines
 
 
 def plot(results: Sequence[dict], max_env_step: int, path: Path) -> None:
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     panel = figure.subplots()
     grid = np.linspace(0, max_env_step, 101)
-    for (arm, style), color in zip({'release': '--', 'plugin': '-'}.items(), ('tab:orange', 'tab:blue')):
+    for arm, color in COLORS.items():
         of_arm = [result for result in results if result['arm'] == arm]
         curves = np.stack([np.interp(grid, result['env_steps'], result['returns']) for result in of_arm])
+        style = '--' if arm == 'release' else '-'
         panel.plot(grid, curves.mean(0), style, color=color, label=f'{arm}, mean of {len(curves)} seeds')
         panel.fill_between(grid, curves.min(0), curves.max(0), color=color, alpha=0.15, label=f'{arm}, all seeds')
     panel.set(xlabel='environment steps', ylabel='return of an evaluation (3 episodes)', xlim=(0, max_env_step),
               ylim=(0, None), title='CartPole, UniZero: release and plugin')
-    panel.legend(frameon=False, loc='upper left')
+    panel.legend(frameon=False, loc='lower right', fontsize='small')
     panel.grid(alpha=0.3)
     panel.spines[['top', 'right']].set_visible(False)
     figure.savefig(path, dpi=150)
@@ -136,7 +145,7 @@ def main(seeds: tuple, max_env_step: int, jobs: int, out: Path) -> None:
     report = dict(machine=machine(), max_env_step=max_env_step, summary=summary, results=results)
     (out / 'learning_cartpole.json').write_text(json.dumps(report, indent=2))
     plot(results, max_env_step, out / 'learning_cartpole.png')
-    console.print(table(results), summary, f'Written to {out}/learning_cartpole.json and .png', sep='\n')
+    console.print(table(results), *summary, f'Written to {out}/learning_cartpole.json and .png', sep='\n')
 
 
 if __name__ == '__main__':

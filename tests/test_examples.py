@@ -51,7 +51,7 @@ def helps() -> dict[str, subprocess.CompletedProcess]:
 def test_every_other_script_has_help(helps, script):
     completed = helps[script]
     assert completed.returncode == 0, completed.stderr
-    for option in ('--strategy', '--recur-pool-size', '--mode', '--seed', '--exp-name'):
+    for option in ('--strategy', '--recur-pool-size', '--mode', '--rope-positions', '--seed', '--exp-name'):
         assert option in completed.stdout
 
 

@@ -25,6 +25,8 @@ def run_options(default_max_env_step: Optional[int] = None) -> Callable:
             click.option('--strategy', default='lru', show_default=True, help='Eviction strategy of all pools.'),
             click.option('--recur-pool-size', type=int, help="Entries of the search nodes' pool."),
             click.option('--mode', default='managed', show_default=True, help='managed, legacy or validate.'),
+            click.option('--rope-positions', default='release', show_default=True,
+                         help='Rotary positions of a search: release or aligned.'),
             click.option('--seed', default=0, show_default=True, help='Random seed.'),
             click.option('--exp-name', help="Folder of the run.  [default: the config's, and the time]"),
         ]
@@ -36,20 +38,20 @@ def run_options(default_max_env_step: Optional[int] = None) -> Callable:
 
 
 def apply_options(
-        main_config: EasyDict, strategy: str, recur_pool_size: Optional[int], mode: str, exp_name: Optional[str],
-        **_: Any
+        main_config: EasyDict, strategy: str, recur_pool_size: Optional[int], mode: str, rope_positions: str,
+        exp_name: Optional[str], **_: Any
 ) -> str:
     """
     Overview:
         Write the options into a config.
     Arguments:
         - main_config (:obj:`EasyDict`): The config, changed in place.
-        - strategy, recur_pool_size, mode, exp_name: The options.
+        - strategy, recur_pool_size, mode, rope_positions, exp_name: The options.
     Returns:
         - exp_name (:obj:`str`): The folder of the run.
     """
     kv_cache = main_config.policy.model.world_model_cfg.kv_cache
-    kv_cache.update(strategy=strategy, mode=mode)
+    kv_cache.update(strategy=strategy, mode=mode, rope_positions=rope_positions)
     if recur_pool_size is not None:
         kv_cache.recur_pool = dict(size=recur_pool_size)
     # DI-engine puts './' before it, which would make an absolute path a relative one.
