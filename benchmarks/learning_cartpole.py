@@ -21,7 +21,7 @@ from benchmarks.machine import machine
 # The options of the example; mode 'legacy' is the release's own code.
 ARMS = {
     'release': ['--mode', 'legacy'],
-    'plugin': ['--mode', 'managed'],
+    'plugin': ['--mode', 'managed', '--rope-positions', 'release'],
     'plugin_aligned': ['--mode', 'managed', '--rope-positions', 'aligned'],
 }
 COLORS = {'release': 'tab:orange', 'plugin': 'tab:blue', 'plugin_aligned': 'tab:green'}

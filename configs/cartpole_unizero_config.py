@@ -9,6 +9,8 @@ main_config, create_config = deepcopy(main_config), deepcopy(create_config)
 create_config.policy.import_names = ['lzero_kvcache.plugin']
 main_config.policy.model.world_model_cfg.kv_cache = dict(strategy='lru')
 
+# For a model that is trained from scratch; one that the release has trained was searched with its positions.
+main_config.policy.model.world_model_cfg.kv_cache.rope_positions = 'aligned'
 # The stock scale is meant for a GPU.
 main_config.exp_name = 'data_unizero/cartpole_unizero_kv_cache'
 main_config.policy.batch_size = 64

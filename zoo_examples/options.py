@@ -25,8 +25,8 @@ def run_options(default_max_env_step: Optional[int] = None) -> Callable:
             click.option('--strategy', default='lru', show_default=True, help='Eviction strategy of all pools.'),
             click.option('--recur-pool-size', type=int, help="Entries of the search nodes' pool."),
             click.option('--mode', default='managed', show_default=True, help='managed, legacy or validate.'),
-            click.option('--rope-positions', default='release', show_default=True,
-                         help='Rotary positions of a search: release or aligned.'),
+            click.option('--rope-positions',
+                         help="Rotary positions of a search, release or aligned.  [default: the config's]"),
             click.option('--seed', default=0, show_default=True, help='Random seed.'),
             click.option('--exp-name', help="Folder of the run.  [default: the config's, and the time]"),
         ]
@@ -38,8 +38,8 @@ def run_options(default_max_env_step: Optional[int] = None) -> Callable:
 
 
 def apply_options(
-        main_config: EasyDict, strategy: str, recur_pool_size: Optional[int], mode: str, rope_positions: str,
-        exp_name: Optional[str], **_: Any
+        main_config: EasyDict, strategy: str, recur_pool_size: Optional[int], mode: str,
+        rope_positions: Optional[str], exp_name: Optional[str], **_: Any
 ) -> str:
     """
     Overview:
@@ -51,7 +51,9 @@ def apply_options(
         - exp_name (:obj:`str`): The folder of the run.
     """
     kv_cache = main_config.policy.model.world_model_cfg.kv_cache
-    kv_cache.update(strategy=strategy, mode=mode, rope_positions=rope_positions)
+    kv_cache.update(strategy=strategy, mode=mode)
+    if rope_positions is not None:
+        kv_cache.rope_positions = rope_positions
     if recur_pool_size is not None:
         kv_cache.recur_pool = dict(size=recur_pool_size)
     # DI-engine puts './' before it, which would make an absolute path a relative one.
