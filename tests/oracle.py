@@ -112,8 +112,9 @@ class Oracle:
         queries, keys, values = (layer(x) for layer in (attention.query, attention.key, attention.value))
         rotation = self._rotation()
         if rotation is None:
-            # [i, j]: where the window of token i puts token j, beyond what j was embedded with.
-            seen_at = (index - first_seen[:, None]).clamp(min=0)
+            # [i, j]: where the window of token i puts token j, as far as it sees it.
+            last_place = self.world_model.pos_emb.num_embeddings - 1
+            seen_at = (index - first_seen[:, None]).clamp(0, last_place)
             moved = self.world_model.pos_emb(seen_at) - self.world_model.pos_emb(index - first_seen)
             keys = keys + moved @ attention.key.weight.T
             values = values + moved @ attention.value.weight.T

@@ -159,13 +159,18 @@ def test_contexts_in_the_pools_are_not_touched_by_later_inferences():
     episodes.step([0, 1], 4)
     inference = model.world_model.kv_cache_inference
     pool = model.world_model.kv_cache_manager.init_pools[0]
-    handle = pool.peek(next(pool.keys()))
-    before = inference.store.gather([handle])
-    inference.store.gather([handle]).kv.fill_(7.)
+    context = pool.peek(next(pool.keys()))
+    before = kv_of(inference, context)
+    with inference.store.gather([context], 0, before) as batch:
+        batch.kv.fill_(7.)
     episodes.step([0, 1], 4)
-    after = inference.store.gather([handle])
-    torch.testing.assert_close(before.kv, after.kv, rtol=0, atol=0)
-    assert before.lengths == after.lengths
+    torch.testing.assert_close(kv_of(inference, context), before, rtol=0, atol=0)
+    assert len(context) == 1
+
+
+def kv_of(inference, context):
+    with inference.store.gather([context], 0, torch.zeros(0)) as batch:
+        return batch.kv.clone()
 
 
 @pytest.mark.parametrize('change', ['a learner step', 'load_state_dict'])
@@ -237,8 +242,8 @@ def test_the_lineage_of_a_search_goes_when_its_search_goes():
         held.append(len(model.world_model.kv_cache_inference.store))
         nodes.append(live_nodes() - others)
     assert nodes == [3 + 30] * 6
-    # One search's 30 nodes, and the roots that the init pools hold.
-    assert held == [30 + 3 * step for step in range(1, 7)]
+    # Two tokens for each of the search's 30 nodes, and those of the roots that the init pools hold.
+    assert held == [60 + 3 * (2 * step - 1) for step in range(1, 7)]
 
 
 def test_the_roots_of_running_episodes_are_counted():

@@ -1,14 +1,15 @@
 """Open-loop rollouts in latent space."""
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
 from lzero.policy.scaling_transform import inverse_scalar_transform
 
-from ..store import ContextBatch
-from .cached_transformer import ContextWindow
+from ..store import Context, TokenStore
+from .cached_model import CachedModel
 from .positions import SearchPositions
-from .predictions import predict_next_state
+from .window import ContextWindow
 
 ACTION_CHOICES = ('greedy', 'sample')
 
@@ -65,34 +66,44 @@ def check_rollout(
 
 
 def roll_out(
-        world_model: Any, context: ContextBatch, policy: torch.Tensor, timesteps: np.ndarray, depths: np.ndarray,
-        window: ContextWindow, positions: SearchPositions, actions: Optional[torch.Tensor], horizon: int, choose: str,
-        generator: Optional[torch.Generator]
+        model: CachedModel, contexts: Sequence[Context], policy: torch.Tensor, timesteps: np.ndarray,
+        depths: np.ndarray, store: TokenStore, window: ContextWindow, positions: SearchPositions,
+        actions: Optional[torch.Tensor], horizon: int, choose: str, generator: Optional[torch.Generator]
 ) -> Imagination:
     """
     Overview:
         Go on from a batch of contexts.
     Arguments:
-        - world_model (:obj:`WorldModel`): The model.
-        - context (:obj:`ContextBatch`): The rows, changed in place.
+        - model (:obj:`CachedModel`): The model.
+        - contexts (:obj:`Sequence[Context]`): One per row, held by the caller, who gives them away.
         - policy (:obj:`torch.Tensor`): Policy logits at the ends of the contexts, :math:`(B, ...)`.
         - timesteps (:obj:`np.ndarray`): Timesteps of the rows' roots, :math:`(B, )`.
         - depths (:obj:`np.ndarray`): Actions between the roots and the ends of the contexts, :math:`(B, )`.
+        - store (:obj:`TokenStore`): Where the contexts lie.
         - window (:obj:`ContextWindow`): Keeps the contexts inside the model's window.
         - positions (:obj:`SearchPositions`): Rotary positions.
         - actions, horizon, choose, generator: As ``KVCacheWorldModelMixin.imagine``.
     """
     steps = []
     for step in range(horizon):
-        action = _choose(world_model, policy, choose, generator) if actions is None else actions[:, step]
+        action = _choose(model.world_model, policy, choose, generator) if actions is None else actions[:, step]
         rotary = None
-        if world_model.config.rotary_emb:
+        if model.uses_rotary:
             of_action, of_latent = positions.of_expansion(timesteps, depths + step, (), False)
-            rotary = np.column_stack([of_action, of_latent[:, None] + np.arange(world_model.num_observations_tokens)])
-        _, latents, (reward, policy, value) = predict_next_state(world_model, context, action, rotary)
-        window.apply(world_model, context)
+            rotary = np.column_stack([of_action, of_latent[:, None] + np.arange(model.num_observations_tokens)])
+        try:
+            with store.gather(contexts, 1 + model.num_observations_tokens, model.like) as batch:
+                _, latents, (reward, policy, value) = model.predict_next_state(batch, action, rotary)
+                longer = store.add(batch)
+        finally:
+            store.release(contexts)
+        contexts = longer
+        window.shorten(model, contexts)
         policy = policy[:, 0]
-        steps.append((latents, _scalars(world_model, reward), _scalars(world_model, value), policy, action))
+        steps.append((
+            latents, _scalars(model.world_model, reward), _scalars(model.world_model, value), policy, action
+        ))
+    store.release(contexts)
     return Imagination(*(torch.stack(column, dim=1) for column in zip(*steps)))
 
 

@@ -5,6 +5,9 @@ import numpy as np
 import torch
 from lzero.model.unizero_world_models.utils import hash_state
 
+from ..store import Context
+from .histories import EnvironmentHistory
+
 
 class SearchNode:
     """
@@ -23,10 +26,12 @@ class SearchNode:
         - priority (:obj:`Optional[float]`): What it is worth to a strategy that evicts by priority.
         - policies (:obj:`Optional[torch.Tensor]`): The policy logits of that inference, :math:`(B, ...)`, its own being
             ``policies[row]``; None for a node that no inference has predicted.
-        - context (:obj:`Optional[int]`): The store's handle of a root's context, which outlives its eviction.
+        - history (:obj:`Optional[EnvironmentHistory]`): The episode that a root is the last step of.
+        - context (:obj:`Optional[Context]`): A root's context, which outlives its eviction.
     """
     __slots__ = (
-        'key', 'row', 'depth', 'latents', 'parent', 'actions', 'positions', 'env_id', 'priority', 'policies', 'context'
+        'key', 'row', 'depth', 'latents', 'parent', 'actions', 'positions', 'env_id', 'priority', 'policies', 'history',
+        'context'
     )
 
     def __init__(
@@ -41,6 +46,7 @@ class SearchNode:
             env_id: Optional[int] = None,
             priority: Optional[float] = None,
             policies: Optional[torch.Tensor] = None,
+            history: Optional[EnvironmentHistory] = None,
     ) -> None:
         self.key = key
         self.row = row
@@ -52,7 +58,8 @@ class SearchNode:
         self.env_id = env_id
         self.priority = priority
         self.policies = policies
-        self.context: Optional[int] = None
+        self.history = history
+        self.context: Optional[Context] = None
 
     @property
     def latent(self) -> np.ndarray:
@@ -66,14 +73,17 @@ class SearchLineage:
     Arguments:
         - phase (:obj:`str`): 'collect', 'eval' or 'reanalyze'.
         - timesteps (:obj:`np.ndarray`): Timesteps of the roots, :math:`(B, )`.
+
+    ``roots`` are its nodes without a parent.
     """
 
     def __init__(self, phase: str, timesteps: np.ndarray) -> None:
         self.phase = phase
         self.timesteps = timesteps
         self.batch_size = len(timesteps)
-        self._nodes: dict[tuple[int, str], SearchNode] = {}
-        self._copies: dict[tuple[int, str], int] = {}
+        self.roots: list[SearchNode] = []
+        self._nodes: list[dict[bytes, SearchNode]] = [{} for _ in timesteps]
+        self._copies: dict[tuple[int, bytes], int] = {}
 
     def find(self, row: int, latent: np.ndarray) -> Optional[SearchNode]:
         """
@@ -86,7 +96,7 @@ class SearchLineage:
         Returns:
             - node (:obj:`Optional[SearchNode]`): The node, or None if this search has none with that latent state.
         """
-        return self._nodes.get((row, hash_state(latent)))
+        return self._nodes[row].get(latent.tobytes())
 
     def distinct_latents(self, latents: np.ndarray) -> np.ndarray:
         """
@@ -100,17 +110,17 @@ class SearchLineage:
             - latents (:obj:`np.ndarray`): The same array, or a changed copy where a row had to differ.
         """
         distinct = latents
-        for row in range(len(latents)):
-            name = (row, hash_state(latents[row]))
-            if name not in self._nodes:
+        for row, nodes in enumerate(self._nodes):
+            name = latents[row].tobytes()
+            if name not in nodes:
                 continue
             if distinct is latents:
                 distinct = latents.copy()
             largest = int(np.abs(latents[row]).argmax())
             bits = distinct[row].reshape(-1).view(f'i{latents.itemsize}')
-            while (row, hash_state(distinct[row])) in self._nodes:
-                self._copies[name] = self._copies.get(name, 0) + 1
-                bits[largest] = latents[row].reshape(-1).view(bits.dtype)[largest] + self._copies[name]
+            while distinct[row].tobytes() in nodes:
+                self._copies[row, name] = self._copies.get((row, name), 0) + 1
+                bits[largest] = latents[row].reshape(-1).view(bits.dtype)[largest] + self._copies[row, name]
         return distinct
 
     def add(self, node: SearchNode, latent: np.ndarray) -> None:
@@ -121,24 +131,20 @@ class SearchLineage:
             - node (:obj:`SearchNode`): The node.
             - latent (:obj:`np.ndarray`): What the search is given for it, of ``distinct_latents``.
         """
-        self._nodes[(node.row, hash_state(latent))] = node
+        self._nodes[node.row][latent.tobytes()] = node
+        if node.parent is None:
+            self.roots.append(node)
 
-    def node_key(self, scope: str, depth: int, latent: np.ndarray) -> str:
-        """
-        Overview:
-            A key that no other environment, depth or latent state shares.
-        Arguments:
-            - scope (:obj:`str`): What sets one environment's contexts apart from another's.
-            - depth (:obj:`int`): Actions since the root.
-            - latent (:obj:`np.ndarray`): The latent state, hashed by LightZero's ``hash_state``.
-        Returns:
-            - key (:obj:`str`): The key.
-        """
-        return f'{scope}/{depth}/{hash_state(latent)}'
 
-    def nodes(self) -> list[SearchNode]:
-        """
-        Overview:
-            All nodes of the search.
-        """
-        return list(self._nodes.values())
+def node_key(scope: str, depth: int, latent: np.ndarray) -> str:
+    """
+    Overview:
+        A key that no other environment, depth or latent state shares.
+    Arguments:
+        - scope (:obj:`str`): What sets one root's nodes apart from another's.
+        - depth (:obj:`int`): Actions since the root.
+        - latent (:obj:`np.ndarray`): The latent state, hashed by LightZero's ``hash_state``.
+    Returns:
+        - key (:obj:`str`): The key.
+    """
+    return f'{scope}/{depth}/{hash_state(latent)}'

@@ -8,18 +8,19 @@ from typing import Any, Optional
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
-from ..store import ContextBatch, ContextShape, ContextStore
-from .cached_transformer import ContextWindow, embed_actions, extend
-from .contexts import NodeContexts, RebuildStats, like_parameters
-from .histories import EnvironmentHistories, EnvironmentHistory, RootStats, stack_actions
+from ..store import Context, TokenShape, TokenStore
+from .cached_model import CachedModel, Predictions
+from .contexts import NodeContexts
+from .histories import EnvironmentHistories, EnvironmentHistory, RebuildStats, RootStats, stack_actions
 from .imagination import Imagination, check_rollout, roll_out
-from .lineage import SearchLineage, SearchNode
+from .lineage import SearchLineage, SearchNode, node_key
 from .positions import SearchPositions, host_timesteps
-from .predictions import Predictions, predict_next_state, predict_policy_and_value
 from .scores import Score, scores_of
+from .window import ContextWindow
 
 logger = logging.getLogger('lzero_kvcache')
 
@@ -75,31 +76,35 @@ class ManagedInference:
         self.context_lengths = np.zeros(0, dtype=np.int64)
         self.weights_generation = 0
         self._num_observations_tokens = world_model.num_observations_tokens
-        self._window = ContextWindow(world_model.context_length, config.window)
         self._positions = SearchPositions(config.rope_positions)
-        self.store = ContextStore(ContextShape(
+        self.store = TokenStore(TokenShape(
             num_layers=world_model.num_layers,
             num_heads=world_model.num_heads,
-            capacity=self._window.longest_context(self._num_observations_tokens),
             head_dim=world_model.embed_dim // world_model.num_heads,
-            keep_tokens=config.window == 'rebuild',
+            keep_embeddings=config.window == 'rebuild',
         ))
+        self._window = ContextWindow(world_model.context_length, config.window, self.store)
         self.manager = KVCacheManager(
             SimpleNamespace(
                 kv_cache=config, num_simulations=num_simulations, game_segment_length=game_segment_length
-            ), env_num, on_release=self.store.release
+            ), env_num, on_release=self.store.release, measure=self.store.kv_bytes
         )
         self._scores = scores_of(config)
         lossless = config.on_miss == 'rebuild'
-        self._contexts = NodeContexts(self.manager, self.store, self._window, self._positions, lossless)
         tokens_per_step = 1 + self._num_observations_tokens
         self.histories = EnvironmentHistories(
             self.manager, self.store,
             num_observations=1 + max(0, self._window.kept - self._num_observations_tokens) // tokens_per_step,
-            lossless=lossless, rope_positions=config.rope_positions, rebuild_stats=self._contexts.rebuild_stats
+            lossless=lossless, rope_positions=config.rope_positions
+        )
+        self._contexts = NodeContexts(
+            self.manager, self.store, self._window, self._positions, self.histories, lossless
         )
         self._lineage: Optional[SearchLineage] = None
-        self._weights: Optional[tuple] = None
+        self._search_generation = 0
+        self._model: Optional[CachedModel] = None
+        self._weights: tuple = ()
+        self._watched: list[torch.Tensor] = []
         self._has_met_unknown_node = False
 
     @property
@@ -108,7 +113,7 @@ class ManagedInference:
         Overview:
             What misses have cost so far.
         """
-        return self._contexts.rebuild_stats
+        return self.histories.rebuild_stats
 
     @property
     def root_stats(self) -> RootStats:
@@ -138,6 +143,7 @@ class ManagedInference:
         if obs_act_dict['current_obs'] is not None:
             return self._predict_roots(world_model, obs_act_dict, start_pos, roots)
         outputs, latents = world_model.reset_for_initial_inference(obs_act_dict, start_pos)
+        self._current_model(world_model)
         if world_model.reanalyze_phase:
             self._begin_reanalysis(latents, outputs.logits_policy, host_timesteps(start_pos, len(latents)))
         return (
@@ -147,7 +153,7 @@ class ManagedInference:
     def _predict_roots(
             self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments
     ) -> Outputs:
-        self._drop_outdated_contexts(world_model)
+        model = self._current_model(world_model)
         current = obs_act_dict['current_obs']
         batch_size = len(current)
         timesteps = host_timesteps(start_pos, batch_size)
@@ -157,37 +163,33 @@ class ManagedInference:
 
         histories = [self.histories.of(roots.phase, env_id) for env_id in env_ids]
         self.histories.meet(histories, obs_act_dict['obs'], timesteps, first_steps)
-        context = self.histories.resume(world_model, histories, env_ids)
-        self.context_lengths = context.lengths
-        latents = world_model.tokenizer.encode_to_obs_embeddings(current)
+        latents = model.embed_observations(current)
         continuing = [row for row in range(batch_size) if not first_steps[row]]
-        tokens, positions, counts = self._root_tokens(
-            world_model, latents, obs_act_dict['action'], timesteps, continuing
-        )
-        hidden = extend(world_model, context, tokens, positions, counts)
-        last_tokens = torch.as_tensor(counts, device=hidden.device)[:, None] + torch.arange(
-            -self._num_observations_tokens, 0, device=hidden.device
-        )
-        hidden = hidden.gather(1, last_tokens[:, :, None].expand(-1, -1, hidden.shape[-1]))
-        policy, value = predict_policy_and_value(world_model, hidden[:, -1:])
-        self._window.apply(world_model, context)
+        tokens, positions, counts = self._root_tokens(model, latents, obs_act_dict['action'], timesteps, continuing)
+        with self.histories.resume(model, histories, env_ids) as batch:
+            self.context_lengths = batch.lengths
+            hidden = model.append(batch, tokens, positions, counts)[:, -self._num_observations_tokens:]
+            contexts = self.store.add(batch)
+        policy, value = model.policy_and_value(hidden[:, -1:])
+        self._window.shorten(model, contexts)
 
         for row, history in enumerate(histories):
             history.append(current[row], obs_act_dict['action'][row], int(timesteps[row]))
         reward = value.new_zeros(batch_size, 1, world_model.support_size)
         self._begin_search(
-            SearchLineage(roots.phase, timesteps), latents, histories, env_ids, context,
+            SearchLineage(roots.phase, timesteps), latents, histories, env_ids, contexts,
             Predictions(reward, policy, value)
         )
+        self.store.release(contexts)
         return hidden, latents, reward[:, :0], policy, value
 
     def _begin_reanalysis(self, latents: torch.Tensor, policies: torch.Tensor, timesteps: np.ndarray) -> None:
-        self._end_search()
-        self._lineage = SearchLineage('reanalyze', timesteps)
+        self._start_search(SearchLineage('reanalyze', timesteps))
         on_host = _copy_to_host(latents)
         for row in range(len(on_host)):
-            key = self._lineage.node_key(f'reanalyze/{row}', 0, on_host[row])
-            self._lineage.add(SearchNode(key, row, 0, on_host, policies=policies), on_host[row])
+            self._lineage.add(SearchNode(
+                node_key(f'reanalyze/{row}', 0, on_host[row]), row, 0, on_host, policies=policies
+            ), on_host[row])
 
     def recurrent(
             self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
@@ -208,20 +210,22 @@ class ManagedInference:
             - outputs (:obj:`Tuple`): Hidden state, next latent states :math:`(B, num_observations_tokens, E)`, reward,
                 policy and value logits :math:`(B, 1, ...)`.
         """
+        model = self._model_of_search(world_model)
         latents, actions = state_action_history[-1]
         if isinstance(latents, torch.Tensor):
             latents = latents.detach().cpu().numpy()
-        actions = torch.as_tensor(actions, device=like_parameters(world_model).device)
+        actions = torch.as_tensor(actions, device=model.like.device)
         timesteps = host_timesteps(start_pos, len(latents))
         parents = self.nodes_of(latents, search_depth)
         depths = np.asarray([parent.depth for parent in parents])
-        positions = self._expansion_positions(world_model, timesteps, depths, search_depth)
-        context = self._contexts.of(world_model, parents, timesteps)
-        self.context_lengths = context.lengths
-
-        hidden, next_latents, predictions = predict_next_state(world_model, context, actions, positions)
-        self._window.apply(world_model, context)
-        next_latents = self._add_nodes(parents, next_latents, actions, positions, context, predictions)
+        positions = self._expansion_positions(model, timesteps, depths, search_depth)
+        with self._contexts.of(model, parents, timesteps) as batch:
+            self.context_lengths = batch.lengths
+            hidden, next_latents, predictions = model.predict_next_state(batch, actions, positions)
+            contexts = self.store.add(batch)
+        self._window.shorten(model, contexts)
+        next_latents = self._add_nodes(parents, next_latents, actions, positions, contexts, predictions)
+        self.store.release(contexts)
         return hidden, next_latents, predictions.reward, predictions.policy, predictions.value
 
     def imagine(
@@ -233,37 +237,38 @@ class ManagedInference:
             Roll out in latent space. Arguments, result and errors as ``KVCacheWorldModelMixin.imagine``.
         """
         horizon = check_rollout(world_model, len(obs_or_latent), actions, horizon, choose)
-        self._drop_outdated_contexts(world_model)
-        like = like_parameters(world_model)
-        start = torch.as_tensor(obs_or_latent).to(like)
-        latents = start
-        if start.shape[1:] != (self._num_observations_tokens, world_model.embed_dim):
-            latents = world_model.tokenizer.encode_to_obs_embeddings(start)
+        model = self._current_model(world_model)
+        latents = torch.as_tensor(obs_or_latent).to(model.like)
+        if latents.shape[1:] != (self._num_observations_tokens, world_model.embed_dim):
+            latents = model.embed_observations(latents)
         timesteps = host_timesteps(0 if start_pos is None else start_pos, len(latents)).copy()
-        context = self.store.empty(len(latents), like)
-        positions = None
-        if world_model.config.rotary_emb:
-            positions = 2 * timesteps[:, None] + np.arange(self._num_observations_tokens)
-        hidden = extend(world_model, context, latents, positions)
-        policy = predict_policy_and_value(world_model, hidden[:, -1:])[0][:, 0]
+        positions = 2 * timesteps[:, None] + np.arange(self._num_observations_tokens)
+        with self.store.gather([None] * len(latents), self._num_observations_tokens, model.like) as batch:
+            hidden = model.append(batch, latents, positions)
+            contexts = self.store.add(batch)
+        policy = model.policy_and_value(hidden[:, -1:])[0][:, 0]
         depths = np.zeros(len(latents), dtype=np.int64)
         known = self._known_nodes(latents)
         if known:
             rows, nodes = list(known), list(known.values())
             if start_pos is None:
                 timesteps[rows] = self._lineage.timesteps[rows]
-            context.assign(rows, self._contexts.of(world_model, nodes, timesteps[rows]))
+            with self._contexts.of(model, nodes, timesteps[rows]) as batch:
+                for row, context in zip(rows, batch.contexts):
+                    self.store.release([contexts[row]])
+                    contexts[row] = self.store.retain(context)
             policy[rows] = torch.stack([node.policies[node.row] for node in nodes])
             depths[rows] = [node.depth for node in nodes]
         return roll_out(
-            world_model, context, policy, timesteps, depths, self._window, self._positions, actions, horizon, choose,
-            generator
+            model, contexts, policy, timesteps, depths, self.store, self._window, self._positions, actions, horizon,
+            choose, generator
         )
 
     def _known_nodes(self, latents: torch.Tensor) -> dict[int, SearchNode]:
-        if self._lineage is None or self._lineage.batch_size != len(latents):
+        lineage = self._lineage
+        if lineage is None or lineage.batch_size != len(latents) or self._search_generation != self.weights_generation:
             return {}
-        found = {row: self._lineage.find(row, latent) for row, latent in enumerate(_copy_to_host(latents))}
+        found = {row: lineage.find(row, latent) for row, latent in enumerate(_copy_to_host(latents))}
         return {row: node for row, node in found.items() if node is not None and node.policies is not None}
 
     def forget(self, phase: str, env_ids: Optional[Sequence[int]] = None) -> None:
@@ -290,74 +295,100 @@ class ManagedInference:
             dtype.
         """
         self._drop_contexts()
+        self._end_search()
         self.histories.forget_all()
+        self._model = None
         self.store.drop_memory()
 
+    def _current_model(self, world_model: Any) -> CachedModel:
+        tensors = list(chain(world_model.parameters(), world_model.buffers()))
+        weights = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        if weights != self._weights or self._model is None:
+            self._weights, self._watched = weights, tensors
+            self._renew_model(world_model)
+        return self._model
+
+    def _model_of_search(self, world_model: Any) -> CachedModel:
+        # Within a search, which expects one model throughout, a cheaper look at the weights will do.
+        if self._model is None or any(
+                tensor._version != version for tensor, (_, version) in zip(self._watched, self._weights)
+        ):
+            return self._current_model(world_model)
+        return self._model
+
+    def _renew_model(self, world_model: Any) -> None:
+        self.weights_generation += 1
+        self._drop_contexts()
+        num_places = self._window.longest_context(self._num_observations_tokens)
+        self._model = CachedModel(world_model, num_places, self._window.moves_tokens)
+        self.store.place_offsets = self._model.place_offsets
+
     def _drop_contexts(self) -> None:
-        self._end_search()
+        """Of a running search the lineage stays, from which its contexts are computed again."""
         self.manager.clear_all()
+        self._unpin_roots()
         for history in self.histories:
             self.histories.hold(history, None)
 
-    def _drop_outdated_contexts(self, world_model: Any) -> None:
-        tensors = chain(world_model.parameters(), world_model.buffers())
-        weights = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-        if weights != self._weights:
-            self.weights_generation += 1
-            self._drop_contexts()
-        self._weights = weights
+    def _unpin_roots(self) -> None:
+        for node in [] if self._lineage is None else self._lineage.roots:
+            if node.context is not None:
+                self.store.release([node.context])
+                node.context = None
+
+    def __getstate__(self) -> dict:
+        # What is made of the weights is made anew by a copy, whose weights are its own.
+        return dict(self.__dict__, _model=None, _weights=(), _watched=[])
+
+    def _start_search(self, lineage: SearchLineage) -> None:
+        self._end_search()
+        self._lineage = lineage
+        self._search_generation = self.weights_generation
 
     def _end_search(self) -> None:
         self.manager.clear_recur_cache()
         self.manager.wm_pool.clear()
-        if self._lineage is not None:
-            for node in self._lineage.nodes():
-                if node.context is not None:
-                    self.store.release(node.context)
+        self._unpin_roots()
         self._lineage = None
 
     def _root_tokens(
-            self, world_model: Any, latents: torch.Tensor, actions: Sequence[Any], timesteps: np.ndarray,
+            self, model: CachedModel, latents: torch.Tensor, actions: Sequence[Any], timesteps: np.ndarray,
             continuing: Sequence[int]
-    ) -> tuple[torch.Tensor, Optional[np.ndarray], np.ndarray]:
-        batch_size, num_latents, embed_dim = latents.shape
+    ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        batch_size, num_latents, _ = latents.shape
         counts = np.full(batch_size, num_latents)
-        positions = 2 * timesteps[:, None] + np.arange(num_latents)
-        tokens = latents
+        tokens, positions = latents, 2 * timesteps[:, None] + np.arange(num_latents)
         if continuing:
             counts[continuing] += 1
-            tokens = torch.cat([latents, latents.new_zeros(batch_size, 1, embed_dim)], dim=1)
-            positions = np.pad(positions, ((0, 0), (0, 1)))
-            action_tokens = embed_actions(
-                world_model, stack_actions([actions[row] for row in continuing], latents.device)
+            tokens = F.pad(latents, (0, 0, 1, 0))
+            tokens[continuing, :1] = model.embed_actions(
+                stack_actions([actions[row] for row in continuing], latents.device)
             )
-            tokens[continuing] = torch.cat([action_tokens, latents[continuing]], dim=1)
-            positions[continuing] = 2 * timesteps[continuing, None] + np.arange(-1, num_latents)
-        return tokens, positions if world_model.config.rotary_emb else None, counts
+            positions = 2 * timesteps[:, None] + np.arange(-1, num_latents)
+        return tokens, positions, counts
 
     def _begin_search(
             self, lineage: SearchLineage, latents: torch.Tensor, histories: Sequence[EnvironmentHistory],
-            env_ids: Sequence[int], context: ContextBatch, predictions: Predictions
+            env_ids: Sequence[int], contexts: Sequence[Context], predictions: Predictions
     ) -> None:
-        self._end_search()
-        self._lineage = lineage
+        self._start_search(lineage)
         on_host = _copy_to_host(latents)
         depths = np.zeros(len(histories), dtype=np.int64)
         priorities = _priorities(self._scores['init_pool'], depths, predictions)
         nodes = []
         for row, history in enumerate(histories):
             history.roots += 1
-            history.key = self._lineage.node_key(f'{history.scope}/{history.roots}', 0, on_host[row])
+            history.key = node_key(f'{history.scope}/{history.roots}', 0, on_host[row])
             nodes.append(SearchNode(
                 history.key, row, 0, on_host, env_id=env_ids[row], priority=priorities[row],
-                policies=predictions.policy[:, 0]
+                policies=predictions.policy[:, 0], history=history
             ))
             self._lineage.add(nodes[row], on_host[row])
-        handles = self._contexts.cache(nodes, context)
-        for history, node, handle in zip(histories, nodes, handles):
-            self.histories.hold(history, handle)
+        self._contexts.cache(nodes, contexts)
+        for history, node, context in zip(histories, nodes, contexts):
+            self.histories.hold(history, context)
             if self.config.on_miss == 'rebuild':
-                node.context = self.store.retain(handle)
+                node.context = self.store.retain(context)
 
     def nodes_of(self, latents: np.ndarray, search_depth: Sequence[int]) -> list[SearchNode]:
         """
@@ -370,8 +401,7 @@ class ManagedInference:
             - nodes (:obj:`List[SearchNode]`): A latent state that this search has not met becomes a node of its own.
         """
         if self._lineage is None or self._lineage.batch_size != len(latents):
-            self._end_search()
-            self._lineage = SearchLineage('unknown', np.zeros(len(latents), dtype=np.int64))
+            self._start_search(SearchLineage('unknown', np.zeros(len(latents), dtype=np.int64)))
         parents = []
         for row, latent in enumerate(latents):
             node = self._lineage.find(row, latent)
@@ -388,15 +418,14 @@ class ManagedInference:
                 'from that latent state alone. Said once.'
             )
         depth = max(0, int(search_depth[row]) - 1) if len(search_depth) else 0
-        key = self._lineage.node_key(f'unknown/{row}', depth, latents[row])
-        node = SearchNode(key, row, depth, latents)
+        node = SearchNode(node_key(f'unknown/{row}', depth, latents[row]), row, depth, latents)
         self._lineage.add(node, latents[row])
         return node
 
     def _expansion_positions(
-            self, world_model: Any, timesteps: np.ndarray, depths: np.ndarray, search_depth: Sequence[int]
+            self, model: CachedModel, timesteps: np.ndarray, depths: np.ndarray, search_depth: Sequence[int]
     ) -> Optional[np.ndarray]:
-        if not world_model.config.rotary_emb:
+        if not model.uses_rotary:
             return None
         action, latent = self._positions.of_expansion(
             timesteps, depths, search_depth, self._lineage.phase == 'reanalyze'
@@ -405,28 +434,28 @@ class ManagedInference:
 
     def _add_nodes(
             self, parents: Sequence[SearchNode], latents: torch.Tensor, actions: torch.Tensor,
-            positions: Optional[np.ndarray], context: ContextBatch, predictions: Predictions
+            positions: Optional[np.ndarray], contexts: Sequence[Context], predictions: Predictions
     ) -> torch.Tensor:
         on_host = _copy_to_host(latents)
         distinct = self._lineage.distinct_latents(on_host)
         if distinct is not on_host:
             latents = torch.from_numpy(distinct).to(latents.device)
         actions = actions.clone()
+        policies = predictions.policy[:, 0]
         depths = np.asarray([parent.depth + 1 for parent in parents])
         priorities = _priorities(self._scores['recur_pool'], depths, predictions)
         nodes = []
         for row, parent in enumerate(parents):
             scope = parent.key.rsplit('/', 2)[0]
-            node = SearchNode(
-                self._lineage.node_key(scope, parent.depth + 1, distinct[row]), row, parent.depth + 1, on_host,
-                parent=parent, actions=actions, positions=None if positions is None else positions[row],
-                priority=priorities[row], policies=predictions.policy[:, 0]
-            )
-            self._lineage.add(node, distinct[row])
-            nodes.append(node)
-        self._contexts.cache(nodes, context)
+            nodes.append(SearchNode(
+                node_key(scope, parent.depth + 1, distinct[row]), row, parent.depth + 1, on_host, parent=parent,
+                actions=actions, positions=None if positions is None else positions[row], priority=priorities[row],
+                policies=policies
+            ))
+            self._lineage.add(nodes[row], distinct[row])
+        self._contexts.cache(nodes, contexts)
         self._contexts.keep_last_inference(
-            nodes, context, _priorities(self._scores['wm_pool'], depths, predictions)
+            nodes, contexts, _priorities(self._scores['wm_pool'], depths, predictions)
         )
         return latents
 

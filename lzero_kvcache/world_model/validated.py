@@ -11,8 +11,7 @@ from lzero.model.unizero_world_models.utils import hash_state
 
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
-from .contexts import RebuildStats
-from .histories import RootStats
+from .histories import RebuildStats, RootStats
 from .imagination import Imagination
 from .managed import ManagedInference, Outputs, RootEnvironments, is_first_step
 from .positions import host_timesteps
