@@ -35,26 +35,28 @@ class ContextBatch:
         - kv (:obj:`torch.Tensor`): Keys (index 0) and values (index 1),
             :math:`(B, width + room, num_layers, 2, num_heads, head_dim)`, finite everywhere, since attention multiplies
             what it masks by 0 and 0 * nan is nan.
+        - index (:obj:`np.ndarray`): Where in the store they come from, :math:`(B, width + room)`.
         - lengths (:obj:`np.ndarray`): The contexts' lengths, :math:`(B, )`.
         - width (:obj:`int`): The columns of the contexts, as many as the longest has tokens.
         - release (:obj:`Callable`): Called with the contexts at the end of the ``with`` block.
     """
 
     def __init__(
-            self, contexts: Sequence[Optional[Context]], kv: torch.Tensor, lengths: np.ndarray, width: int,
-            release: Callable[[Sequence[Context]], None]
+            self, contexts: Sequence[Optional[Context]], kv: torch.Tensor, index: np.ndarray, lengths: np.ndarray,
+            width: int, release: Callable[[Sequence[Context]], None]
     ) -> None:
         self.contexts = contexts
         self.kv = kv
+        self.index = index
         self.lengths = lengths
         self.width = width
         self.used = width
-        self.is_ragged = bool((lengths != width).any())
+        self.is_ragged = int(lengths.min(initial=width)) != width
         # By appended column: which rows it belongs to, the raw tokens and their rotary positions.
         self.appended: list[Optional[np.ndarray]] = []
         self.embeddings: list[torch.Tensor] = []
         self.positions: list[np.ndarray] = []
-        self._filled = lengths.copy()
+        self._filled = lengths
         self._release = release
 
     def __enter__(self) -> 'ContextBatch':
@@ -77,30 +79,35 @@ class ContextBatch:
             - counts (:obj:`Optional[np.ndarray]`): How many of them, on the right, belong to each row, :math:`(B, )`;
                 None: all.
         Returns:
-            - places (:obj:`np.ndarray`): The place of each token in its row, counted from 0, :math:`(B, T)`; 0 where a
-                column does not belong to a row.
+            - places (:obj:`np.ndarray`): The place of each token in its row, counted from 0, :math:`(B, T)`, or
+                :math:`(1, T)` for all rows; 0 where a column does not belong to a row.
             - visible (:obj:`Optional[np.ndarray]`): What each token attends to: its own row's tokens up to itself,
-                :math:`(B, T, used)`; None: every column.
+                :math:`(B, T, used)`, or :math:`(1, T, used)` for all rows; None: every column.
         """
+        before = self.used
+        self.used += num_tokens
+        if not self.is_ragged and counts is not None and (counts != num_tokens).any():
+            self.is_ragged = True
+            self._filled = np.full(len(self), before)
+        if not self.is_ragged:
+            self.appended += [None] * num_tokens
+            places = np.arange(before, self.used)[None]
+            if num_tokens == 1:
+                return places, None
+            return places, np.tri(num_tokens, self.used, before, dtype=bool)[None]
         places = self._filled[:, None] + np.arange(num_tokens)
-        belongs = None
-        if counts is not None and (counts != num_tokens).any():
+        belongs = np.ones((len(self), num_tokens), dtype=bool)
+        if counts is not None:
             shift = num_tokens - counts[:, None]
             belongs = np.arange(num_tokens) >= shift
             places = np.where(belongs, places - shift, 0)
-            self.is_ragged = True
-        visible = None
-        before = self.used
-        self.appended += [None] * num_tokens if belongs is None else list(belongs.T)
-        self.used += num_tokens
-        self._filled = self._filled + (num_tokens if counts is None else counts)
-        if num_tokens > 1 or self.is_ragged:
-            visible = np.empty((len(self), num_tokens, self.used), dtype=bool)
-            visible[:] = self._belonging()[:, None]
-            # A token that belongs to no row attends to itself, since a softmax over nothing is nan.
-            earlier = np.tri(num_tokens, dtype=bool)
-            visible[:, :, before:] &= earlier
-            visible[:, range(num_tokens), range(before, self.used)] = True
+        self.appended += list(belongs.T)
+        self._filled = self._filled + belongs.sum(1)
+        visible = np.empty((len(self), num_tokens, self.used), dtype=bool)
+        visible[:] = self._belonging()[:, None]
+        visible[:, :, before:] &= np.tri(num_tokens, dtype=bool)
+        # A token that belongs to no row attends to itself, since a softmax over nothing is nan.
+        visible[:, range(num_tokens), range(before, self.used)] = True
         return places, visible
 
     def _belonging(self) -> np.ndarray:
@@ -121,3 +128,10 @@ class ContextBatch:
         """
         belongs = self._belonging()[:, self.width:]
         return belongs, self.lengths[:, None] + belongs.cumsum(1) - 1
+
+    def final_lengths(self) -> np.ndarray:
+        """
+        Overview:
+            Tokens of each row, the appended ones included, :math:`(B, )`.
+        """
+        return self._filled if self.is_ragged else np.full(len(self), self.used)

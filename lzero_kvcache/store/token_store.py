@@ -63,51 +63,55 @@ class TokenStore:
         """
         if self._kv is None:
             self._grow(FEWEST_TOKENS, like)
-        lengths = np.fromiter((0 if context is None else len(context.table) for context in contexts), np.int64)
-        width = int(lengths.max(initial=0))
-        index = np.full((len(contexts), width + room), PADDING)
+        lengths = [0 if context is None else len(context.table) for context in contexts]
+        width = max(lengths, default=0)
+        index = np.zeros((len(lengths), width + room), dtype=np.int64)
         for row, context in enumerate(contexts):
             if context is not None:
                 context.holders += 1
-                index[row, :len(context.table)] = context.table
+                index[row, :lengths[row]] = context.table
         kv = self._kv.index_select(0, self._on_device(index.reshape(-1))).view(*index.shape, *self._kv.shape[1:])
         if self.place_offsets is not None:
             kv[:, :width] += self.place_offsets[:width]
-        return ContextBatch(contexts, kv, lengths, width, self.release)
+        return ContextBatch(contexts, kv, index, np.asarray(lengths), width, self.release)
 
-    def add(self, batch: ContextBatch) -> list[Context]:
+    def add(self, batch: ContextBatch, limit: Optional[int] = None, kept: int = 0) -> list[Context]:
         """
         Overview:
             Store what has been appended to a batch.
         Arguments:
             - batch (:obj:`ContextBatch`): The rows, within their ``with`` block.
+            - limit (:obj:`Optional[int]`): Contexts that reach so many tokens are shortened; None: none is.
+            - kept (:obj:`int`): To how many, the newest.
         Returns:
             - contexts (:obj:`List[Context]`): One per row, its former context and what was appended, each held once, by
                 the caller.
         """
         columns = batch.used - batch.width
-        appended = batch.kv[:, batch.width:batch.used]
-        if all(rows is None for rows in batch.appended):
-            of_row = self._reserve(len(batch) * columns).reshape(len(batch), columns)
-            new, parts = of_row.reshape(-1), list(of_row)
-            places = batch.lengths[:, None] + np.arange(columns)
-            chosen = appended.flatten(0, 1)
+        appended = batch.kv[:, batch.width:batch.used].flatten(0, 1)
+        belongs, places = (None, None) if not batch.is_ragged else batch.appended_places()
+        if belongs is None:
+            new = self._reserve(len(batch) * columns)
+            if self.place_offsets is not None:
+                appended = appended.unflatten(0, (-1, columns)) - self.place_offsets[batch.width:batch.used]
+                appended = appended.flatten(0, 1)
         else:
-            belongs, places = batch.appended_places()
-            new = self._reserve(int(belongs.sum()))
-            parts = np.split(new, belongs.sum(1).cumsum()[:-1])
-            places = places[belongs]
-            chosen = appended.flatten(0, 1)[self._on_device(np.flatnonzero(belongs))]
-        if self.place_offsets is not None:
-            chosen = chosen - self.place_offsets.index_select(0, self._on_device(places.reshape(-1)))
-        self._kv.index_copy_(0, self._on_device(new), chosen)
+            chosen = np.flatnonzero(belongs)
+            new = self._reserve(len(chosen))
+            appended = appended[self._on_device(chosen)]
+            if self.place_offsets is not None:
+                appended -= self.place_offsets[self._on_device(places[belongs])]
+        self._kv.index_copy_(0, self._on_device(new), appended)
         if self.shape.keep_embeddings:
-            self._add_embeddings(batch, new)
-        contexts = [
-            Context(part if old is None else np.concatenate((old.table, part)))
-            for old, part in zip(batch.contexts, parts)
-        ]
-        self._count(contexts, 1)
+            self._add_embeddings(batch, new, belongs)
+
+        tables = _tables(batch, new, belongs)
+        if limit is not None:
+            tables = [table if len(table) < limit else table[-kept:] for table in tables]
+        contexts = [Context(table) for table in tables]
+        np.add.at(self._holders, np.concatenate(tables), 1)
+        if kept < columns:
+            self._free.extend(new[self._holders[new] == 0].tolist())
         return contexts
 
     def retain(self, context: Context) -> Context:
@@ -133,23 +137,12 @@ class TokenStore:
         for context in contexts:
             context.holders -= 1
             if context.holders == 0:
-                leaving.append(context)
+                leaving.append(context.table)
         if leaving:
-            self._count(leaving, -1)
-
-    def shorten(self, contexts: Sequence[Context], kept: int) -> None:
-        """
-        Overview:
-            Drop the oldest tokens of contexts that nobody but the caller holds.
-        Arguments:
-            - contexts (:obj:`Sequence[Context]`): The contexts, changed in place.
-            - kept (:obj:`int`): The tokens that stay.
-        """
-        dropped = []
-        for context in contexts:
-            dropped.append(Context(context.table[:-kept]))
-            context.table = context.table[-kept:]
-        self._count(dropped, -1)
+            tokens = np.concatenate(leaving)
+            np.subtract.at(self._holders, tokens, 1)
+            unheld = tokens[self._holders[tokens] == 0]
+            self._free.extend((unheld if len(leaving) == 1 else np.unique(unheld)).tolist())
 
     def embeddings_of(self, contexts: Sequence[Context]) -> tuple[torch.Tensor, np.ndarray]:
         """
@@ -200,14 +193,6 @@ class TokenStore:
         del self._free[len(self._free) - count:]
         return np.asarray(taken, dtype=np.int64)
 
-    def _count(self, contexts: Sequence[Context], change: int) -> None:
-        index = contexts[0].table if len(contexts) == 1 else np.concatenate([each.table for each in contexts])
-        # Not +=, which would count a token once that several of the contexts share.
-        np.add.at(self._holders, index, change)
-        if change < 0:
-            unheld = index[self._holders[index] == 0]
-            self._free.extend((unheld if len(contexts) == 1 else np.unique(unheld)).tolist())
-
     def _grow(self, size: int, like: torch.Tensor) -> None:
         shape, former = self.shape, len(self._holders)
         kv = like.new_zeros(size, shape.num_layers, 2, shape.num_heads, shape.head_dim)
@@ -224,12 +209,21 @@ class TokenStore:
         self._kv, self._holders = kv, holders
         self._free.extend(range(size - 1, max(former, PADDING + 1) - 1, -1))
 
-    def _add_embeddings(self, batch: ContextBatch, new: np.ndarray) -> None:
-        belongs, _ = batch.appended_places()
-        rows = np.flatnonzero(belongs)
+    def _add_embeddings(self, batch: ContextBatch, new: np.ndarray, belongs: Optional[np.ndarray]) -> None:
+        rows = np.arange(len(new)) if belongs is None else np.flatnonzero(belongs)
         self._embeddings[self._on_device(new)] = torch.cat(batch.embeddings, 1).flatten(0, 1)[self._on_device(rows)]
         if batch.positions:
             self._positions[new] = np.concatenate(batch.positions, 1).reshape(-1)[rows]
 
     def _on_device(self, index: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(index).to(self._kv.device, non_blocking=True)
+
+
+def _tables(batch: ContextBatch, new: np.ndarray, belongs: Optional[np.ndarray]) -> Sequence[np.ndarray]:
+    if belongs is None:
+        batch.index[:, batch.width:batch.used] = new.reshape(len(batch), -1)
+        return list(batch.index[:, :batch.used])
+    parts = np.split(new, belongs.sum(1).cumsum()[:-1])
+    return [
+        np.concatenate((row[:length], part)) for row, length, part in zip(batch.index, batch.lengths, parts)
+    ]

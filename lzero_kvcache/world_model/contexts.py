@@ -192,6 +192,4 @@ class NodeContexts:
         self.rebuild_stats.tokens += int(counts.sum())
         with self._store.gather(contexts, tokens.shape[1], model.like) as batch:
             model.append(batch, tokens, positions, counts)
-            longer = self._store.add(batch)
-        self._window.shorten(model, longer)
-        return longer
+            return self._window.add(model, batch)

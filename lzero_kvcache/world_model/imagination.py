@@ -94,11 +94,10 @@ def roll_out(
         try:
             with store.gather(contexts, 1 + model.num_observations_tokens, model.like) as batch:
                 _, latents, (reward, policy, value) = model.predict_next_state(batch, action, rotary)
-                longer = store.add(batch)
+                longer = window.add(model, batch)
         finally:
             store.release(contexts)
         contexts = longer
-        window.shorten(model, contexts)
         policy = policy[:, 0]
         steps.append((
             latents, _scalars(model.world_model, reward), _scalars(model.world_model, value), policy, action

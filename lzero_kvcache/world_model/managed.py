@@ -169,9 +169,8 @@ class ManagedInference:
         with self.histories.resume(model, histories, env_ids) as batch:
             self.context_lengths = batch.lengths
             hidden = model.append(batch, tokens, positions, counts)[:, -self._num_observations_tokens:]
-            contexts = self.store.add(batch)
+            contexts = self._window.add(model, batch)
         policy, value = model.policy_and_value(hidden[:, -1:])
-        self._window.shorten(model, contexts)
 
         for row, history in enumerate(histories):
             history.append(current[row], obs_act_dict['action'][row], int(timesteps[row]))
@@ -222,8 +221,7 @@ class ManagedInference:
         with self._contexts.of(model, parents, timesteps) as batch:
             self.context_lengths = batch.lengths
             hidden, next_latents, predictions = model.predict_next_state(batch, actions, positions)
-            contexts = self.store.add(batch)
-        self._window.shorten(model, contexts)
+            contexts = self._window.add(model, batch)
         next_latents = self._add_nodes(parents, next_latents, actions, positions, contexts, predictions)
         self.store.release(contexts)
         return hidden, next_latents, predictions.reward, predictions.policy, predictions.value

@@ -1,7 +1,7 @@
 """Keeps contexts inside the model's window."""
 from collections.abc import Sequence
 
-from ..store import Context, TokenStore
+from ..store import Context, ContextBatch, TokenStore
 from .cached_model import CachedModel
 
 
@@ -49,26 +49,28 @@ class ContextWindow:
                 length = grown if grown < self.limit else self.kept
         return longest
 
-    def shorten(self, model: CachedModel, contexts: Sequence[Context]) -> None:
+    def add(self, model: CachedModel, batch: ContextBatch) -> list[Context]:
         """
         Overview:
-            Shorten those of the contexts that have reached the limit, in place.
+            Store what has been appended to a batch, and shorten the contexts that have reached the limit.
         Arguments:
             - model (:obj:`CachedModel`): The model.
-            - contexts (:obj:`Sequence[Context]`): New contexts, which nobody but the caller holds.
+            - batch (:obj:`ContextBatch`): The rows, within their ``with`` block.
+        Returns:
+            - contexts (:obj:`List[Context]`): One per row, each held once, by the caller.
         """
-        full = [context for context in contexts if len(context.table) >= self.limit]
-        if not full:
-            return
-        self._store.shorten(full, self.kept)
+        contexts = self._store.add(batch, self.limit, self.kept)
         if not self.moves_tokens:
-            self._encode_again(model, full)
+            full = [row for row, length in enumerate(batch.final_lengths()) if length >= self.limit]
+            for row, encoded in zip(full, self._encode_again(model, [contexts[row] for row in full])):
+                contexts[row] = encoded
+        return contexts
 
-    def _encode_again(self, model: CachedModel, contexts: Sequence[Context]) -> None:
+    def _encode_again(self, model: CachedModel, contexts: Sequence[Context]) -> list[Context]:
+        if not contexts:
+            return []
         embeddings, positions = self._store.embeddings_of(contexts)
+        self._store.release(contexts)
         with self._store.gather([None] * len(contexts), self.kept, model.like) as batch:
             model.append(batch, embeddings, positions)
-            encoded = self._store.add(batch)
-        for context, new in zip(contexts, encoded):
-            context.table, new.table = new.table, context.table
-        self._store.release(encoded)
+            return self._store.add(batch)
