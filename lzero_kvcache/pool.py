@@ -66,7 +66,7 @@ class KVCachePool:
         Raises:
             - ValueError: If the key is neither an int nor a string, or the priority is no number.
         """
-        if isinstance(key, bool) or not isinstance(key, (Integral, str)):
+        if type(key) is not str and (isinstance(key, bool) or not isinstance(key, (Integral, str))):
             raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
         if priority is not None and (not isinstance(priority, Real) or priority != priority):
             raise ValueError(f"priority of key {key!r} in pool '{self.name}' is {priority!r}: allowed is a number")

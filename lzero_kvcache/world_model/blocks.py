@@ -49,7 +49,7 @@ def _steps(module: nn.Module) -> list[Function]:
         return [partial(F.gelu, approximate=module.approximate)]
     if type(module) is nn.LayerNorm:
         return [partial(
-            F.layer_norm, normalized_shape=module.normalized_shape, weight=module.weight, bias=module.bias,
+            torch.layer_norm, normalized_shape=module.normalized_shape, weight=module.weight, bias=module.bias,
             eps=module.eps
         )]
     return [module]
@@ -74,19 +74,19 @@ class CachedBlock:
         self._gates = (block.gate1, block.gate2) if block.gru_gating else None
 
     def __call__(
-            self, x: torch.Tensor, kv: torch.Tensor, start: int, mask: Optional[torch.Tensor],
-            rotation: Optional[torch.Tensor]
+            self, x: torch.Tensor, new: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+            mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
     ) -> torch.Tensor:
         """
         Overview:
             Run tokens through the block.
         Arguments:
             - x (:obj:`torch.Tensor`): The tokens, :math:`(B, T, E)`.
-            - kv (:obj:`torch.Tensor`): Keys and values of this layer, :math:`(B, start + T, 2, num_heads, head_dim)`,
-                of which the last T columns are filled in here.
-            - start (:obj:`int`): The first column of the tokens.
-            - mask (:obj:`Optional[torch.Tensor]`): What each token attends to, :math:`(B, 1, T, start + T)`; None:
-                every column.
+            - new (:obj:`torch.Tensor`): Where their keys and values go, :math:`(B, T, 2, num_heads, head_dim)`, a view
+                of the last T columns of the next two.
+            - keys, values (:obj:`torch.Tensor`): Of this layer, :math:`(B, num_heads, columns, head_dim)`.
+            - mask (:obj:`Optional[torch.Tensor]`): What each token attends to, :math:`(B, 1, T, columns)`; None: every
+                column.
             - rotation (:obj:`Optional[torch.Tensor]`): Of rotary positions, complex,
                 :math:`(B, T, 1, 1, head_dim / 2)`.
         Returns:
@@ -96,16 +96,13 @@ class CachedBlock:
         states = self._queries_keys_values(self._norm_before_attention(x)).view(rows, tokens, 3, self._num_heads, -1)
         if rotation is None:
             queries = states[:, :, 0]
-            kv[:, start:] = states[:, :, 1:]
+            new.copy_(states[:, :, 1:])
         else:
             pairs = torch.view_as_complex(states[:, :, :2].float().unflatten(-1, (-1, 2)))
-            rotated = torch.view_as_real(pairs * rotation).flatten(-2).type_as(states)
-            queries = rotated[:, :, 0]
-            kv[:, start:, 0] = rotated[:, :, 1]
-            kv[:, start:, 1] = states[:, :, 2]
-        mixed = F.scaled_dot_product_attention(
-            queries.transpose(1, 2), kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2), attn_mask=mask
-        )
+            queries, rotated_keys = torch.view_as_real(pairs * rotation).flatten(-2).type_as(states).unbind(2)
+            new[:, :, 0] = rotated_keys
+            new[:, :, 1] = states[:, :, 2]
+        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask)
         attended = self._project(mixed.transpose(1, 2).reshape(rows, tokens, width))
         if self._gates is None:
             x = x + attended
@@ -127,39 +124,48 @@ class UnknownBlock:
         self._block = block
 
     def __call__(
-            self, x: torch.Tensor, kv: torch.Tensor, start: int, mask: Optional[torch.Tensor],
-            rotation: Optional[torch.Tensor]
+            self, x: torch.Tensor, new: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+            mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
     ) -> torch.Tensor:
+        """
+        Overview:
+            Run tokens through the block. Arguments and result as ``CachedBlock``.
+        """
         outputs = torch.zeros_like(x)
+        before = keys.shape[2] - x.shape[1]
         for row in range(len(x)):
-            columns = range(start) if mask is None else mask[row, 0, -1, :start].nonzero()[:, 0].tolist()
-            # A padding token sees nothing but itself and those between; it must not be seen by the row's own.
-            first = 0 if mask is None else int((~mask[row, 0, -1, start:]).sum())
-            tokens = slice(first, None)
-            cache = _RowCache(kv[row], list(columns), start + first)
-            turn = None if rotation is None else rotation[row, tokens, 0, 0][None]
-            outputs[row, tokens] = self._block(x[row, tokens][None], cache, None, turn)[0]
+            seen = torch.ones(keys.shape[2], dtype=torch.bool, device=x.device)
+            if mask is not None:
+                # The last token is never padding, and sees what its row consists of.
+                seen = mask[row % len(mask), 0, -1]
+            own = seen[before:]
+            context = seen.clone()
+            context[before:] = False
+            cache = _RowCache(keys[row][:, context], values[row][:, context])
+            turn = None if rotation is None else rotation[row, own, 0, 0][None]
+            outputs[row, own] = self._block(x[row, own][None], cache, None, turn)[0]
+            for index, states in enumerate(cache.new):
+                new[row, own, index] = states[0].transpose(0, 1)
         return outputs
 
 
 class _RowCache:
-    """What stock attention asks of its cache, over the columns of one row."""
+    """What stock attention asks of its cache, for one row."""
 
-    def __init__(self, kv: torch.Tensor, columns: list[int], start: int) -> None:
-        self._kv, self._columns, self._start = kv, columns, start
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.new: tuple[torch.Tensor, torch.Tensor] = keys[None, :, :0], values[None, :, :0]
+        self._keys, self._values = keys[None], values[None]
 
     @property
-    def shape(self) -> tuple[int, int, int, int]:
-        return 1, self._kv.shape[2], len(self._columns), self._kv.shape[3]
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._keys.shape)
 
     def update(self, keys: torch.Tensor, values: torch.Tensor) -> None:
-        self._kv[self._start:, 0] = keys[0].transpose(0, 1)
-        self._kv[self._start:, 1] = values[0].transpose(0, 1)
+        self.new = keys, values
+        self._keys, self._values = torch.cat([self._keys, keys], 2), torch.cat([self._values, values], 2)
 
     def get(self) -> tuple[torch.Tensor, torch.Tensor]:
-        columns = self._columns + list(range(self._start, len(self._kv)))
-        keys, values = self._kv[columns].unbind(1)
-        return keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+        return self._keys, self._values
 
 
 def block_of(block: nn.Module) -> Callable:

@@ -78,9 +78,12 @@ class CachedModel:
             hidden = tokens
         else:
             hidden = tokens + self._position_embeddings(places)
-        kv = batch.kv[:, :batch.used]
+        new = batch.kv[:, start:batch.used].unbind(2)
+        keys_values = batch.kv[:, :batch.used].permute(2, 3, 0, 4, 1, 5).flatten(0, 1).unbind(0)
         for layer, block in enumerate(self._blocks):
-            hidden = block(hidden, kv[:, :, layer], start, mask, rotation)
+            hidden = block(
+                hidden, new[layer], keys_values[2 * layer], keys_values[2 * layer + 1], mask, rotation
+            )
         return self._final_norm(hidden)
 
     def embed_observations(self, observations: torch.Tensor) -> torch.Tensor:
@@ -158,9 +161,9 @@ class CachedModel:
 
     def _position_embeddings(self, places: np.ndarray) -> torch.Tensor:
         table = self.world_model.pos_emb.weight
-        first = int(places.flat[0])
-        if places.shape[1] == 1 and (places == first).all():
-            return table[first]
+        if len(places) == 1:
+            first = int(places[0, 0])
+            return table[first:first + places.shape[1]]
         return F.embedding(self._on_device(places), table)
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:

@@ -11,6 +11,7 @@ from .cached_model import CachedModel
 from .histories import EnvironmentHistories
 from .lineage import SearchNode
 from .positions import SearchPositions
+from .stock_names import count_queries
 from .window import ContextWindow
 
 
@@ -53,8 +54,7 @@ class NodeContexts:
         """
         contexts = [self._look_up(node) for node in nodes]
         missing = [row for row, context in enumerate(contexts) if context is None]
-        model.world_model.total_query_count += len(nodes)
-        model.world_model.hit_count += len(nodes) - len(missing)
+        count_queries(model.world_model, len(nodes), len(nodes) - len(missing))
         room = 1 + model.num_observations_tokens
         if not missing:
             return self._store.gather(contexts, room, model.like)
@@ -176,7 +176,7 @@ class NodeContexts:
             self, model: CachedModel, contexts: Sequence[Context], steps: Sequence[Sequence[SearchNode]]
     ) -> list[Context]:
         nodes = [node for of_row in steps for node in of_row]
-        actions = model.embed_actions(torch.stack([node.actions[node.row] for node in nodes]))
+        actions = model.embed_actions(torch.stack([node.step.actions[node.row] for node in nodes]))
         latents = torch.from_numpy(np.stack([node.latent for node in nodes])).to(actions)
         pairs = torch.cat([actions, latents], dim=1)
         of_one, longest = pairs.shape[1], max(len(of_row) for of_row in steps)
@@ -187,7 +187,9 @@ class NodeContexts:
         for row, of_row in enumerate(steps):
             tokens[row, tokens.shape[1] - counts[row]:] = pairs[first:first + len(of_row)].flatten(0, 1)
             if positions is not None:
-                positions[row, tokens.shape[1] - counts[row]:] = np.concatenate([node.positions for node in of_row])
+                positions[row, tokens.shape[1] - counts[row]:] = np.concatenate(
+                    [node.step.positions[node.row] for node in of_row]
+                )
             first += len(of_row)
         self.rebuild_stats.tokens += int(counts.sum())
         with self._store.gather(contexts, tokens.shape[1], model.like) as batch:

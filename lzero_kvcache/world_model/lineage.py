@@ -9,6 +9,29 @@ from ..store import Context
 from .histories import EnvironmentHistory
 
 
+class SearchStep:
+    """
+    Overview:
+        What one inference of a search has made, one node per row.
+    Arguments:
+        - latents (:obj:`np.ndarray`): Latent states, :math:`(B, num_observations_tokens, E)`.
+        - policies (:obj:`Optional[torch.Tensor]`): Policy logits, :math:`(B, ...)`; None where no inference has
+            predicted the states.
+        - actions (:obj:`Optional[torch.Tensor]`): The actions that led to them, :math:`(B, ...)`; None for roots.
+        - positions (:obj:`Optional[np.ndarray]`): Rotary positions of action and latent state, :math:`(B, num_tokens)`.
+    """
+    __slots__ = ('latents', 'policies', 'actions', 'positions')
+
+    def __init__(
+            self, latents: np.ndarray, policies: Optional[torch.Tensor], actions: Optional[torch.Tensor] = None,
+            positions: Optional[np.ndarray] = None
+    ) -> None:
+        self.latents = latents
+        self.policies = policies
+        self.actions = actions
+        self.positions = positions
+
+
 class SearchNode:
     """
     Overview:
@@ -17,53 +40,39 @@ class SearchNode:
         - key (:obj:`str`): Its key in the pools.
         - row (:obj:`int`): Its row in the search's batch.
         - depth (:obj:`int`): Actions since the root.
-        - latents (:obj:`np.ndarray`): The latent states of the inference that made it,
-            :math:`(B, num_observations_tokens, E)`, of which its own is ``latents[row]``.
+        - step (:obj:`SearchStep`): The inference that made it.
         - parent (:obj:`Optional[SearchNode]`): None for a root.
-        - actions (:obj:`Optional[torch.Tensor]`): The actions of that inference, its own being ``actions[row]``.
-        - positions (:obj:`Optional[np.ndarray]`): Rotary positions of its tokens, :math:`(num_tokens, )`.
-        - env_id (:obj:`Optional[int]`): The environment whose init pool holds the context, for a root that has one.
         - priority (:obj:`Optional[float]`): What it is worth to a strategy that evicts by priority.
-        - policies (:obj:`Optional[torch.Tensor]`): The policy logits of that inference, :math:`(B, ...)`, its own being
-            ``policies[row]``; None for a node that no inference has predicted.
-        - history (:obj:`Optional[EnvironmentHistory]`): The episode that a root is the last step of.
-        - context (:obj:`Optional[Context]`): A root's context, which outlives its eviction.
+        - env_id (:obj:`Optional[int]`): The environment whose init pool holds the context, for a root that has one.
+        - history (:obj:`Optional[EnvironmentHistory]`): The episode that such a root is the last step of.
     """
-    __slots__ = (
-        'key', 'row', 'depth', 'latents', 'parent', 'actions', 'positions', 'env_id', 'priority', 'policies', 'history',
-        'context'
-    )
+    __slots__ = ('key', 'row', 'depth', 'step', 'parent', 'priority', 'env_id', 'history', 'context')
 
     def __init__(
             self,
             key: str,
             row: int,
             depth: int,
-            latents: np.ndarray,
+            step: SearchStep,
             parent: Optional['SearchNode'] = None,
-            actions: Optional[torch.Tensor] = None,
-            positions: Optional[np.ndarray] = None,
-            env_id: Optional[int] = None,
             priority: Optional[float] = None,
-            policies: Optional[torch.Tensor] = None,
+            env_id: Optional[int] = None,
             history: Optional[EnvironmentHistory] = None,
     ) -> None:
         self.key = key
         self.row = row
         self.depth = depth
-        self.latents = latents
+        self.step = step
         self.parent = parent
-        self.actions = actions
-        self.positions = positions
-        self.env_id = env_id
         self.priority = priority
-        self.policies = policies
+        self.env_id = env_id
         self.history = history
+        # A root's, which outlives its eviction.
         self.context: Optional[Context] = None
 
     @property
     def latent(self) -> np.ndarray:
-        return self.latents[self.row]
+        return self.step.latents[self.row]
 
 
 class SearchLineage:
@@ -98,40 +107,43 @@ class SearchLineage:
         """
         return self._nodes[row].get(latent.tobytes())
 
-    def distinct_latents(self, latents: np.ndarray) -> np.ndarray:
+    def name_latents(self, latents: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
         """
         Overview:
-            Make every row's latent state unlike those of the row's earlier nodes. The search names a node by nothing
-            but its latent state, and a model may predict the same one for different nodes (a freshly initialised model
-            always does); such a copy is told apart by the last bits of its largest element.
+            Names for new nodes. The search names a node by nothing but its latent state, and a model may predict the
+            same one for different nodes of a row (a freshly initialised model always does); such a copy is told apart
+            by the last bits of its largest element.
         Arguments:
             - latents (:obj:`np.ndarray`): Predicted latent states, :math:`(B, num_observations_tokens, E)`.
         Returns:
             - latents (:obj:`np.ndarray`): The same array, or a changed copy where a row had to differ.
+            - names (:obj:`List[bytes]`): One per row, which no earlier node of the row has.
         """
+        names = [latent.tobytes() for latent in latents]
         distinct = latents
         for row, nodes in enumerate(self._nodes):
-            name = latents[row].tobytes()
-            if name not in nodes:
+            if names[row] not in nodes:
                 continue
             if distinct is latents:
                 distinct = latents.copy()
+            copies = (row, names[row])
             largest = int(np.abs(latents[row]).argmax())
             bits = distinct[row].reshape(-1).view(f'i{latents.itemsize}')
-            while distinct[row].tobytes() in nodes:
-                self._copies[row, name] = self._copies.get((row, name), 0) + 1
-                bits[largest] = latents[row].reshape(-1).view(bits.dtype)[largest] + self._copies[row, name]
-        return distinct
+            while names[row] in nodes:
+                self._copies[copies] = self._copies.get(copies, 0) + 1
+                bits[largest] = latents[row].reshape(-1).view(bits.dtype)[largest] + self._copies[copies]
+                names[row] = distinct[row].tobytes()
+        return distinct, names
 
-    def add(self, node: SearchNode, latent: np.ndarray) -> None:
+    def add(self, node: SearchNode, name: bytes) -> None:
         """
         Overview:
-            Let a node be found by a latent state.
+            Let a node be found.
         Arguments:
             - node (:obj:`SearchNode`): The node.
-            - latent (:obj:`np.ndarray`): What the search is given for it, of ``distinct_latents``.
+            - name (:obj:`bytes`): Its latent state, as the search is given it.
         """
-        self._nodes[node.row][latent.tobytes()] = node
+        self._nodes[node.row][name] = node
         if node.parent is None:
             self.roots.append(node)
 

@@ -17,7 +17,7 @@ from .cached_model import CachedModel, Predictions
 from .contexts import NodeContexts
 from .histories import EnvironmentHistories, EnvironmentHistory, RebuildStats, RootStats, stack_actions
 from .imagination import Imagination, check_rollout, roll_out
-from .lineage import SearchLineage, SearchNode, node_key
+from .lineage import SearchLineage, SearchNode, SearchStep, node_key
 from .positions import SearchPositions, host_timesteps
 from .scores import Score, scores_of
 from .window import ContextWindow
@@ -105,6 +105,7 @@ class ManagedInference:
         self._model: Optional[CachedModel] = None
         self._weights: tuple = ()
         self._watched: list[torch.Tensor] = []
+        self._versions: list[int] = []
         self._has_met_unknown_node = False
 
     @property
@@ -185,10 +186,10 @@ class ManagedInference:
     def _begin_reanalysis(self, latents: torch.Tensor, policies: torch.Tensor, timesteps: np.ndarray) -> None:
         self._start_search(SearchLineage('reanalyze', timesteps))
         on_host = _copy_to_host(latents)
-        for row in range(len(on_host)):
-            self._lineage.add(SearchNode(
-                node_key(f'reanalyze/{row}', 0, on_host[row]), row, 0, on_host, policies=policies
-            ), on_host[row])
+        step = SearchStep(on_host, policies)
+        for row, latent in enumerate(on_host):
+            node = SearchNode(node_key(f'reanalyze/{row}', 0, latent), row, 0, step)
+            self._lineage.add(node, latent.tobytes())
 
     def recurrent(
             self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
@@ -255,7 +256,7 @@ class ManagedInference:
                 for row, context in zip(rows, batch.contexts):
                     self.store.release([contexts[row]])
                     contexts[row] = self.store.retain(context)
-            policy[rows] = torch.stack([node.policies[node.row] for node in nodes])
+            policy[rows] = torch.stack([node.step.policies[node.row] for node in nodes])
             depths[rows] = [node.depth for node in nodes]
         return roll_out(
             model, contexts, policy, timesteps, depths, self.store, self._window, self._positions, actions, horizon,
@@ -267,7 +268,7 @@ class ManagedInference:
         if lineage is None or lineage.batch_size != len(latents) or self._search_generation != self.weights_generation:
             return {}
         found = {row: lineage.find(row, latent) for row, latent in enumerate(_copy_to_host(latents))}
-        return {row: node for row, node in found.items() if node is not None and node.policies is not None}
+        return {row: node for row, node in found.items() if node is not None and node.step.policies is not None}
 
     def forget(self, phase: str, env_ids: Optional[Sequence[int]] = None) -> None:
         """
@@ -303,14 +304,13 @@ class ManagedInference:
         weights = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if weights != self._weights or self._model is None:
             self._weights, self._watched = weights, tensors
+            self._versions = [version for _, version in weights]
             self._renew_model(world_model)
         return self._model
 
     def _model_of_search(self, world_model: Any) -> CachedModel:
         # Within a search, which expects one model throughout, a cheaper look at the weights will do.
-        if self._model is None or any(
-                tensor._version != version for tensor, (_, version) in zip(self._watched, self._weights)
-        ):
+        if self._model is None or [tensor._version for tensor in self._watched] != self._versions:
             return self._current_model(world_model)
         return self._model
 
@@ -371,17 +371,16 @@ class ManagedInference:
     ) -> None:
         self._start_search(lineage)
         on_host = _copy_to_host(latents)
-        depths = np.zeros(len(histories), dtype=np.int64)
-        priorities = _priorities(self._scores['init_pool'], depths, predictions)
+        priorities = _priorities(self._scores['init_pool'], [0] * len(histories), predictions)
         nodes = []
+        step = SearchStep(on_host, predictions.policy[:, 0])
         for row, history in enumerate(histories):
             history.roots += 1
             history.key = node_key(f'{history.scope}/{history.roots}', 0, on_host[row])
             nodes.append(SearchNode(
-                history.key, row, 0, on_host, env_id=env_ids[row], priority=priorities[row],
-                policies=predictions.policy[:, 0], history=history
+                history.key, row, 0, step, priority=priorities[row], env_id=env_ids[row], history=history
             ))
-            self._lineage.add(nodes[row], on_host[row])
+            self._lineage.add(nodes[row], on_host[row].tobytes())
         self._contexts.cache(nodes, contexts)
         for history, node, context in zip(histories, nodes, contexts):
             self.histories.hold(history, context)
@@ -416,8 +415,8 @@ class ManagedInference:
                 'from that latent state alone. Said once.'
             )
         depth = max(0, int(search_depth[row]) - 1) if len(search_depth) else 0
-        node = SearchNode(node_key(f'unknown/{row}', depth, latents[row]), row, depth, latents)
-        self._lineage.add(node, latents[row])
+        node = SearchNode(node_key(f'unknown/{row}', depth, latents[row]), row, depth, SearchStep(latents, None))
+        self._lineage.add(node, latents[row].tobytes())
         return node
 
     def _expansion_positions(
@@ -435,22 +434,18 @@ class ManagedInference:
             positions: Optional[np.ndarray], contexts: Sequence[Context], predictions: Predictions
     ) -> torch.Tensor:
         on_host = _copy_to_host(latents)
-        distinct = self._lineage.distinct_latents(on_host)
+        distinct, names = self._lineage.name_latents(on_host)
         if distinct is not on_host:
             latents = torch.from_numpy(distinct).to(latents.device)
-        actions = actions.clone()
-        policies = predictions.policy[:, 0]
-        depths = np.asarray([parent.depth + 1 for parent in parents])
+        step = SearchStep(on_host, predictions.policy[:, 0], actions.clone(), positions)
+        depths = [parent.depth + 1 for parent in parents]
         priorities = _priorities(self._scores['recur_pool'], depths, predictions)
         nodes = []
         for row, parent in enumerate(parents):
-            scope = parent.key.rsplit('/', 2)[0]
-            nodes.append(SearchNode(
-                node_key(scope, parent.depth + 1, distinct[row]), row, parent.depth + 1, on_host, parent=parent,
-                actions=actions, positions=None if positions is None else positions[row], priority=priorities[row],
-                policies=policies
-            ))
-            self._lineage.add(nodes[row], distinct[row])
+            key = node_key(parent.key.rsplit('/', 2)[0], depths[row], distinct[row])
+            node = SearchNode(key, row, depths[row], step, parent, priorities[row])
+            self._lineage.add(node, names[row])
+            nodes.append(node)
         self._contexts.cache(nodes, contexts)
         self._contexts.keep_last_inference(
             nodes, contexts, _priorities(self._scores['wm_pool'], depths, predictions)
@@ -475,11 +470,11 @@ def is_first_step(action: Any, world_model: Any) -> bool:
     return int(action) == -1
 
 
-def _priorities(score: Optional[Score], depths: np.ndarray, predictions: Predictions) -> Sequence[Optional[float]]:
+def _priorities(score: Optional[Score], depths: Sequence[int], predictions: Predictions) -> Sequence[Optional[float]]:
     if score is None:
         return [None] * len(depths)
     reward, policy, value = (logits.flatten(1) for logits in predictions)
-    return score(depths, reward, policy, value)
+    return score(np.asarray(depths), reward, policy, value)
 
 
 def _check_rows(

@@ -116,7 +116,8 @@ class KVCacheWorldModelMixin:
         outputs = self._kv_cache_inference.recurrent(
             self, state_action_history, simulation_index, search_depth, start_pos
         )
-        self.latent_state = outputs[1]
+        # Not through the module's own setattr, which looks for parameters first and would show in every simulation.
+        vars(self)['latent_state'] = outputs[1]
         return outputs
 
     @torch.no_grad()
