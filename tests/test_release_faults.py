@@ -245,3 +245,18 @@ def test_num_simulations_of_the_policy_does_not_reach_the_world_model():
     assert build_policy(num_simulations=70)._model.world_model.shared_pool_size == 50 * 4
     managed = build_policy(num_simulations=70, kv_cache=MANAGED)._model.world_model
     assert managed.kv_cache_manager.recur_pool.pool_size == 70 * 4
+
+
+@torch.no_grad()
+def test_a_longer_search_overwrites_live_entries():
+    stock = twins()[1]
+    world_model = stock.world_model
+    _, root = first_step(stock, batch_size=1)
+    child = expand(stock, root.latent_state, [1])
+    slot = world_model.past_kv_cache_recurrent_infer[hash_state(child.latent_state[0].numpy())]
+    kept = world_model.shared_pool_recur_infer[slot]._keys_values[0]._k_cache._cache.clone()
+    for _ in range(world_model.shared_pool_size):
+        expand(stock, root.latent_state, [2])
+    overwritten = world_model.shared_pool_recur_infer[slot]._keys_values[0]._k_cache._cache
+    assert world_model.past_kv_cache_recurrent_infer[hash_state(child.latent_state[0].numpy())] == slot
+    assert not torch.equal(kept, overwritten)

@@ -34,6 +34,7 @@ class NodeContexts:
             histories: EnvironmentHistories, lossless: bool
     ) -> None:
         self.rebuild_stats = histories.rebuild_stats
+        self.last_missing: frozenset[int] = frozenset()
         self._histories = histories
         self._manager = manager
         self._store = store
@@ -54,6 +55,7 @@ class NodeContexts:
         """
         contexts = [self._look_up(node) for node in nodes]
         missing = [row for row, context in enumerate(contexts) if context is None]
+        self.last_missing = frozenset(missing)
         count_queries(model.world_model, len(nodes), len(nodes) - len(missing))
         room = 1 + model.num_observations_tokens
         if not missing:
@@ -70,6 +72,28 @@ class NodeContexts:
             return self._store.gather(contexts, room, model.like)
         finally:
             self._store.release(held)
+
+    def peek(self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> list[Context]:
+        """
+        Overview:
+            The contexts of nodes, for one who does not take part in the search: the pools stay as they are.
+        Arguments:
+            - model (:obj:`CachedModel`): The model.
+            - nodes (:obj:`Sequence[SearchNode]`): The nodes.
+            - timesteps (:obj:`np.ndarray`): Timesteps of their roots, :math:`(N, )`.
+        Returns:
+            - contexts (:obj:`List[Context]`): One per node, each held once more, by the caller.
+        """
+        contexts = [self._peek(node) for node in nodes]
+        missing = [row for row, context in enumerate(contexts) if context is None]
+        for context in contexts:
+            if context is not None:
+                self._store.retain(context)
+        if missing:
+            rebuilt = self._rebuild(model, [nodes[row] for row in missing], timesteps[missing])
+            for row, context in zip(missing, rebuilt):
+                contexts[row] = context
+        return contexts
 
     def cache(self, nodes: Sequence[SearchNode], contexts: Sequence[Context]) -> None:
         """

@@ -60,7 +60,7 @@ class EnvironmentHistory:
         where the context that they make is cached.
     Arguments:
         - scope (:obj:`str`): Names phase and environment in the keys of its contexts.
-        - num_observations (:obj:`int`): How many observations fit into a context.
+        - num_observations (:obj:`int`): How many observations may take part in a context.
     """
 
     def __init__(self, scope: str, num_observations: int) -> None:
@@ -68,6 +68,8 @@ class EnvironmentHistory:
         self.observations: deque[torch.Tensor] = deque(maxlen=num_observations)
         self.actions: deque[Any] = deque(maxlen=num_observations)
         self.timesteps: deque[int] = deque(maxlen=num_observations)
+        # Tokens of the context.
+        self.length = 0
         self.roots = 0
         self.key: Optional[str] = None
         self.context: Optional[Context] = None
@@ -80,9 +82,10 @@ class EnvironmentHistory:
         self.observations.clear()
         self.actions.clear()
         self.timesteps.clear()
+        self.length = 0
         self.key = None
 
-    def append(self, observation: torch.Tensor, action: Any, timestep: int) -> None:
+    def append(self, observation: torch.Tensor, action: Any, timestep: int, length: int) -> None:
         """
         Overview:
             Add one step.
@@ -90,7 +93,9 @@ class EnvironmentHistory:
             - observation (:obj:`torch.Tensor`): What the environment shows now, copied.
             - action (:obj:`Any`): The action that led there; not looked at for the oldest observation.
             - timestep (:obj:`int`): The step of the episode.
+            - length (:obj:`int`): Tokens of the context that the episode makes now.
         """
+        self.length = length
         self.observations.append(observation.clone())
         self.actions.append(action)
         self.timesteps.append(timestep)
@@ -102,7 +107,7 @@ class EnvironmentHistory:
         Arguments:
             - observation (:obj:`torch.Tensor`): The caller's last observation.
         """
-        return bool(self.observations) and torch.equal(self.observations[-1], observation)
+        return bool(self.observations) and torch.equal(self.observations[-1].to(observation.device), observation)
 
     def actions_between(self) -> list[Any]:
         """
@@ -121,7 +126,8 @@ class EnvironmentHistories:
     Arguments:
         - manager (:obj:`KVCacheManager`): The pools.
         - store (:obj:`TokenStore`): Where the contexts lie.
-        - num_observations (:obj:`int`): How many observations fit into a context.
+        - num_observations (:obj:`int`): How many observations may take part in a context.
+        - num_observations_tokens (:obj:`int`): Tokens per observation.
         - lossless (:obj:`bool`): See above.
         - rope_positions (:obj:`str`): See ``KVCacheConfig``.
 
@@ -129,16 +135,18 @@ class EnvironmentHistories:
     """
 
     def __init__(
-            self, manager: KVCacheManager, store: TokenStore, num_observations: int, lossless: bool,
-            rope_positions: str
+            self, manager: KVCacheManager, store: TokenStore, num_observations: int, num_observations_tokens: int,
+            lossless: bool, rope_positions: str
     ) -> None:
         self._manager = manager
         self._store = store
         self._num_observations = num_observations
+        self._num_observations_tokens = num_observations_tokens
         self._lossless = lossless
         self._rope_positions = rope_positions
         self.rebuild_stats = RebuildStats()
         self.root_stats = RootStats()
+        self.last_missing: frozenset[int] = frozenset()
         self._histories: dict[tuple[str, int], EnvironmentHistory] = {}
 
     def of(self, phase: str, env_id: int) -> EnvironmentHistory:
@@ -164,14 +172,6 @@ class EnvironmentHistories:
         for (history_phase, env_id), history in self._histories.items():
             if history_phase == phase and (env_ids is None or env_id in env_ids):
                 self._restart(history)
-
-    def forget_all(self) -> None:
-        """
-        Overview:
-            Forget every episode.
-        """
-        for history in self:
-            self._restart(history)
 
     def hold(self, history: EnvironmentHistory, context: Optional[Context]) -> None:
         """
@@ -207,7 +207,7 @@ class EnvironmentHistories:
             if not history.continues_from(last_observations[row]):
                 self.root_stats.cold_starts += 1
                 self._restart(history)
-                history.append(last_observations[row], None, int(timesteps[row]) - 1)
+                history.append(last_observations[row], None, int(timesteps[row]) - 1, self._num_observations_tokens)
 
     def resume(
             self, model: CachedModel, histories: Sequence[EnvironmentHistory], env_ids: Sequence[int]
@@ -228,6 +228,7 @@ class EnvironmentHistories:
             contexts.append(None if history.key is None else self._look_up(model, history, env_id))
             if contexts[row] is None and history.observations:
                 missing.append(row)
+        self.last_missing = frozenset(missing)
         encoded = self.encode(model, [histories[row] for row in missing]) if missing else []
         self.rebuild_stats.rebuilds += len(missing)
         for row, context in zip(missing, encoded):
@@ -250,7 +251,7 @@ class EnvironmentHistories:
         kept = self._num_observations if self._lossless else 1
         observations = [list(history.observations)[-kept:] for history in histories]
         latents = model.embed_observations(
-            torch.stack([observation for episode in observations for observation in episode])
+            torch.stack([observation.to(model.like.device) for episode in observations for observation in episode])
         ).split([len(episode) for episode in observations])
         sequences, positions = [], []
         for history, episode in zip(histories, latents):
@@ -259,12 +260,13 @@ class EnvironmentHistories:
                 actions = model.embed_actions(stack_actions(history.actions_between(), episode.device))
                 for action, latent in zip(actions, episode[1:]):
                     blocks += [action, latent]
-            sequences.append(torch.cat(blocks))
+            length = history.length if self._lossless else len(episode[0])
+            sequences.append(torch.cat(blocks)[-length:])
             timesteps = list(history.timesteps)[-len(episode):]
             if not self._lossless and self._rope_positions == 'release':
                 # Where the release starts over, it takes the last observation for the current one.
                 timesteps = [step + 1 for step in timesteps]
-            positions.append(history_positions(timesteps, model.num_observations_tokens))
+            positions.append(history_positions(timesteps, model.num_observations_tokens)[-length:])
         counts = np.asarray([len(sequence) for sequence in sequences])
         padding = counts.max() - counts
         tokens = torch.stack([F.pad(sequence, (0, 0, short, 0)) for sequence, short in zip(sequences, padding)])

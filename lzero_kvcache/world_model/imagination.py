@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from lzero.policy.scaling_transform import inverse_scalar_transform
 
+from ..checks import choices
 from ..store import Context, TokenStore
 from .cached_model import CachedModel
 from .positions import SearchPositions
@@ -35,34 +36,51 @@ class Imagination(NamedTuple):
 
 
 def check_rollout(
-        world_model: Any, batch_size: int, actions: Optional[torch.Tensor], horizon: Optional[int], choose: str
+        world_model: Any, obs_or_latent: torch.Tensor, actions: Optional[torch.Tensor], horizon: Optional[int],
+        choose: str, start_pos: Any
 ) -> int:
     """
     Overview:
-        Find what is wrong with the arguments of a rollout.
+        Find what is wrong with the arguments of ``KVCacheWorldModelMixin.imagine``.
     Returns:
-        - horizon (:obj:`int`): Its steps.
+        - horizon (:obj:`int`): The steps of the rollout.
     Raises:
         - ValueError: If the arguments do not fit together.
     """
+    rows = len(obs_or_latent)
+    if not rows:
+        raise ValueError('obs_or_latent has no rows: needed is at least one')
     if choose not in ACTION_CHOICES:
-        raise ValueError(f'choose is {choose!r}: allowed are {ACTION_CHOICES[0]!r} and {ACTION_CHOICES[1]!r}')
-    if horizon is None and actions is None:
-        raise ValueError('neither actions nor a horizon is given: needed is one of them')
+        raise ValueError(f'choose is {choose!r}: {choices(choose, ACTION_CHOICES)}')
+    if np.ndim(start_pos) and len(start_pos) != rows:
+        raise ValueError(f'start_pos has {len(start_pos)} entries for {rows} rows: needed is one for each')
     if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1):
         raise ValueError(f'horizon is {horizon!r}: allowed are whole numbers of steps from 1')
     if actions is None:
+        if horizon is None:
+            raise ValueError('neither actions nor a horizon is given: needed is one of them')
         return int(horizon)
+    _check_actions(world_model, actions, rows, horizon)
+    return actions.shape[1]
+
+
+def _check_actions(world_model: Any, actions: torch.Tensor, rows: int, horizon: Optional[int]) -> None:
     continuous = world_model.continuous_action_space
-    expected = (batch_size, int(horizon or (actions.shape[1] if actions.dim() > 1 else 1)))
-    expected += (world_model.action_space_size, ) if continuous else ()
-    if tuple(actions.shape) != expected:
-        raise ValueError(f'actions have the shape {tuple(actions.shape)}: needed is {expected} (rows, steps'
-                         f'{", width" if continuous else ""})')
-    if not continuous and not 0 <= int(actions.min()) <= int(actions.max()) < world_model.action_space_size:
+    needed: list[Any] = [rows, 'steps' if horizon is None else horizon]
+    needed += [world_model.action_space_size] if continuous else []
+    if actions.dim() != len(needed) or actions.numel() == 0 or any(
+            have != need for have, need in zip(actions.shape, needed) if need != 'steps'
+    ):
+        raise ValueError(
+            f"actions have the shape {tuple(actions.shape)}: needed is ({', '.join(map(str, needed))})"
+        )
+    if continuous:
+        return
+    if actions.is_floating_point():
+        raise ValueError(f'actions are of {actions.dtype}: a discrete action is an integer')
+    if not 0 <= int(actions.min()) <= int(actions.max()) < world_model.action_space_size:
         raise ValueError(f'actions lie between {int(actions.min())} and {int(actions.max())}: allowed are 0 to '
                          f'{world_model.action_space_size - 1}')
-    return expected[1]
 
 
 def roll_out(

@@ -1,4 +1,5 @@
 """What a search's nodes descend from: enough to compute any evicted context again."""
+from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
@@ -38,15 +39,16 @@ class SearchNode:
         One node of a search tree, as the cache knows it.
     Arguments:
         - key (:obj:`str`): Its key in the pools.
-        - row (:obj:`int`): Its row in the search's batch.
+        - row (:obj:`int`): Its row in the inference that made it.
         - depth (:obj:`int`): Actions since the root.
-        - step (:obj:`SearchStep`): The inference that made it.
+        - step (:obj:`SearchStep`): That inference.
+        - tree (:obj:`int`): Its root's row.
         - parent (:obj:`Optional[SearchNode]`): None for a root.
         - priority (:obj:`Optional[float]`): What it is worth to a strategy that evicts by priority.
         - env_id (:obj:`Optional[int]`): The environment whose init pool holds the context, for a root that has one.
         - history (:obj:`Optional[EnvironmentHistory]`): The episode that such a root is the last step of.
     """
-    __slots__ = ('key', 'row', 'depth', 'step', 'parent', 'priority', 'env_id', 'history', 'context')
+    __slots__ = ('key', 'row', 'depth', 'step', 'tree', 'parent', 'priority', 'env_id', 'history', 'context')
 
     def __init__(
             self,
@@ -54,6 +56,7 @@ class SearchNode:
             row: int,
             depth: int,
             step: SearchStep,
+            tree: int,
             parent: Optional['SearchNode'] = None,
             priority: Optional[float] = None,
             env_id: Optional[int] = None,
@@ -63,6 +66,7 @@ class SearchNode:
         self.row = row
         self.depth = depth
         self.step = step
+        self.tree = tree
         self.parent = parent
         self.priority = priority
         self.env_id = env_id
@@ -89,44 +93,49 @@ class SearchLineage:
     def __init__(self, phase: str, timesteps: np.ndarray) -> None:
         self.phase = phase
         self.timesteps = timesteps
-        self.batch_size = len(timesteps)
         self.roots: list[SearchNode] = []
-        self._nodes: list[dict[bytes, SearchNode]] = [{} for _ in timesteps]
+        self._trees: list[dict[bytes, SearchNode]] = [{} for _ in timesteps]
         self._copies: dict[tuple[int, bytes], int] = {}
 
-    def find(self, row: int, latent: np.ndarray) -> Optional[SearchNode]:
+    def find(self, row: int, name: bytes) -> Optional[SearchNode]:
         """
         Overview:
             The node that a search means by a latent state.
         Arguments:
-            - row (:obj:`int`): The row in the search's batch.
-            - latent (:obj:`np.ndarray`): The latent state as it was handed to the search,
-                :math:`(num_observations_tokens, E)`.
+            - row (:obj:`int`): The row in the batch, in which its root is, too, unless the batch is another choice of
+                the search's rows.
+            - name (:obj:`bytes`): The latent state as it was handed to the search.
         Returns:
-            - node (:obj:`Optional[SearchNode]`): The node, or None if this search has none with that latent state.
+            - node (:obj:`Optional[SearchNode]`): The node, or None if no tree, or several other ones, have it.
         """
-        return self._nodes[row].get(latent.tobytes())
+        node = self._trees[row].get(name) if row < len(self._trees) else None
+        if node is not None:
+            return node
+        elsewhere = [tree[name] for tree in self._trees if name in tree]
+        return elsewhere[0] if len(elsewhere) == 1 else None
 
-    def name_latents(self, latents: np.ndarray) -> tuple[np.ndarray, list[bytes]]:
+    def name_latents(self, latents: np.ndarray, trees: Sequence[int]) -> tuple[np.ndarray, list[bytes]]:
         """
         Overview:
             Names for new nodes. The search names a node by nothing but its latent state, and a model may predict the
-            same one for different nodes of a row (a freshly initialised model always does); such a copy is told apart
+            same one for different nodes of a tree (a freshly initialised model always does); such a copy is told apart
             by the last bits of its largest element.
         Arguments:
             - latents (:obj:`np.ndarray`): Predicted latent states, :math:`(B, num_observations_tokens, E)`.
+            - trees (:obj:`Sequence[int]`): The tree of each.
         Returns:
             - latents (:obj:`np.ndarray`): The same array, or a changed copy where a row had to differ.
-            - names (:obj:`List[bytes]`): One per row, which no earlier node of the row has.
+            - names (:obj:`List[bytes]`): One per row, which no earlier node of the tree has.
         """
         names = [latent.tobytes() for latent in latents]
         distinct = latents
-        for row, nodes in enumerate(self._nodes):
+        for row, tree in enumerate(trees):
+            nodes = self._trees[tree]
             if names[row] not in nodes:
                 continue
             if distinct is latents:
                 distinct = latents.copy()
-            copies = (row, names[row])
+            copies = (tree, names[row])
             largest = int(np.abs(latents[row]).argmax())
             bits = distinct[row].reshape(-1).view(f'i{latents.itemsize}')
             while names[row] in nodes:
@@ -143,7 +152,9 @@ class SearchLineage:
             - node (:obj:`SearchNode`): The node.
             - name (:obj:`bytes`): Its latent state, as the search is given it.
         """
-        self._nodes[node.row][name] = node
+        while node.tree >= len(self._trees):
+            self._trees.append({})
+        self._trees[node.tree][name] = node
         if node.parent is None:
             self.roots.append(node)
 

@@ -2,7 +2,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..checks import choices
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
 from ..store import Context, TokenShape, TokenStore
@@ -20,9 +20,12 @@ from .imagination import Imagination, check_rollout, roll_out
 from .lineage import SearchLineage, SearchNode, SearchStep, node_key
 from .positions import SearchPositions, host_timesteps
 from .scores import Score, scores_of
+from .weights import WeightsWatch
 from .window import ContextWindow
 
 logger = logging.getLogger('lzero_kvcache')
+
+PHASES = ('collect', 'eval')
 
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -35,9 +38,15 @@ class RootEnvironments:
     Arguments:
         - phase (:obj:`str`): 'collect' or 'eval', whose episodes are kept apart.
         - env_ids (:obj:`Optional[Tuple[int, ...]]`): The environment of each row; None: row i is environment i.
+    Raises:
+        - ValueError: On another phase.
     """
     phase: str = 'collect'
     env_ids: Optional[tuple[int, ...]] = None
+
+    def __post_init__(self) -> None:
+        if self.phase not in PHASES:
+            raise ValueError(f'phase is {self.phase!r}: {choices(self.phase, PHASES)}')
 
     def ids_of(self, batch_size: int) -> tuple[int, ...]:
         """
@@ -91,22 +100,31 @@ class ManagedInference:
         )
         self._scores = scores_of(config)
         lossless = config.on_miss == 'rebuild'
-        tokens_per_step = 1 + self._num_observations_tokens
         self.histories = EnvironmentHistories(
             self.manager, self.store,
-            num_observations=1 + max(0, self._window.kept - self._num_observations_tokens) // tokens_per_step,
-            lossless=lossless, rope_positions=config.rope_positions
+            num_observations=1 + self._window.limit // (1 + self._num_observations_tokens),
+            num_observations_tokens=self._num_observations_tokens, lossless=lossless,
+            rope_positions=config.rope_positions
         )
         self._contexts = NodeContexts(
             self.manager, self.store, self._window, self._positions, self.histories, lossless
         )
         self._lineage: Optional[SearchLineage] = None
         self._search_generation = 0
+        self._last_missing: frozenset[int] = frozenset()
         self._model: Optional[CachedModel] = None
-        self._weights: tuple = ()
-        self._watched: list[torch.Tensor] = []
-        self._versions: list[int] = []
+        self._weights = WeightsWatch()
         self._has_met_unknown_node = False
+
+    @property
+    def rows_begun_anew(self) -> frozenset[int]:
+        """
+        Overview:
+            Rows of the last inference whose contexts, with ``on_miss='reset'``, began anew.
+        """
+        if self.config.on_miss == 'rebuild':
+            return frozenset()
+        return self._last_missing
 
     @property
     def rebuild_stats(self) -> RebuildStats:
@@ -168,13 +186,14 @@ class ManagedInference:
         continuing = [row for row in range(batch_size) if not first_steps[row]]
         tokens, positions, counts = self._root_tokens(model, latents, obs_act_dict['action'], timesteps, continuing)
         with self.histories.resume(model, histories, env_ids) as batch:
+            self._last_missing = self.histories.last_missing
             self.context_lengths = batch.lengths
             hidden = model.append(batch, tokens, positions, counts)[:, -self._num_observations_tokens:]
             contexts = self._window.add(model, batch)
         policy, value = model.policy_and_value(hidden[:, -1:])
 
         for row, history in enumerate(histories):
-            history.append(current[row], obs_act_dict['action'][row], int(timesteps[row]))
+            history.append(current[row], obs_act_dict['action'][row], int(timesteps[row]), len(contexts[row]))
         reward = value.new_zeros(batch_size, 1, world_model.support_size)
         self._begin_search(
             SearchLineage(roots.phase, timesteps), latents, histories, env_ids, contexts,
@@ -188,7 +207,7 @@ class ManagedInference:
         on_host = _copy_to_host(latents)
         step = SearchStep(on_host, policies)
         for row, latent in enumerate(on_host):
-            node = SearchNode(node_key(f'reanalyze/{row}', 0, latent), row, 0, step)
+            node = SearchNode(node_key(f'reanalyze/{row}', 0, latent), row, 0, step, tree=row)
             self._lineage.add(node, latent.tobytes())
 
     def recurrent(
@@ -220,6 +239,7 @@ class ManagedInference:
         depths = np.asarray([parent.depth for parent in parents])
         positions = self._expansion_positions(model, timesteps, depths, search_depth)
         with self._contexts.of(model, parents, timesteps) as batch:
+            self._last_missing = self._contexts.last_missing
             self.context_lengths = batch.lengths
             hidden, next_latents, predictions = model.predict_next_state(batch, actions, positions)
             contexts = self._window.add(model, batch)
@@ -235,27 +255,29 @@ class ManagedInference:
         Overview:
             Roll out in latent space. Arguments, result and errors as ``KVCacheWorldModelMixin.imagine``.
         """
-        horizon = check_rollout(world_model, len(obs_or_latent), actions, horizon, choose)
+        horizon = check_rollout(world_model, obs_or_latent, actions, horizon, choose, start_pos)
         model = self._current_model(world_model)
         latents = torch.as_tensor(obs_or_latent).to(model.like)
         if latents.shape[1:] != (self._num_observations_tokens, world_model.embed_dim):
             latents = model.embed_observations(latents)
-        timesteps = host_timesteps(0 if start_pos is None else start_pos, len(latents)).copy()
+        timesteps = host_timesteps(start_pos or 0 if np.ndim(start_pos) == 0 else start_pos, len(latents)).copy()
         positions = 2 * timesteps[:, None] + np.arange(self._num_observations_tokens)
         with self.store.gather([None] * len(latents), self._num_observations_tokens, model.like) as batch:
             hidden = model.append(batch, latents, positions)
             contexts = self.store.add(batch)
         policy = model.policy_and_value(hidden[:, -1:])[0][:, 0]
         depths = np.zeros(len(latents), dtype=np.int64)
-        known = self._known_nodes(latents)
+        known = {
+            row: node for row, node in enumerate(self._known_nodes(_copy_to_host(latents)))
+            if node is not None and node.step.policies is not None
+            and self._search_generation == self.weights_generation
+        }
         if known:
             rows, nodes = list(known), list(known.values())
-            if start_pos is None:
-                timesteps[rows] = self._lineage.timesteps[rows]
-            with self._contexts.of(model, nodes, timesteps[rows]) as batch:
-                for row, context in zip(rows, batch.contexts):
-                    self.store.release([contexts[row]])
-                    contexts[row] = self.store.retain(context)
+            timesteps[rows] = self._lineage.timesteps[[node.tree for node in nodes]]
+            self.store.release([contexts[row] for row in rows])
+            for row, context in zip(rows, self._contexts.peek(model, nodes, timesteps[rows])):
+                contexts[row] = context
             policy[rows] = torch.stack([node.step.policies[node.row] for node in nodes])
             depths[rows] = [node.depth for node in nodes]
         return roll_out(
@@ -263,12 +285,10 @@ class ManagedInference:
             choose, generator
         )
 
-    def _known_nodes(self, latents: torch.Tensor) -> dict[int, SearchNode]:
-        lineage = self._lineage
-        if lineage is None or lineage.batch_size != len(latents) or self._search_generation != self.weights_generation:
-            return {}
-        found = {row: lineage.find(row, latent) for row, latent in enumerate(_copy_to_host(latents))}
-        return {row: node for row, node in found.items() if node is not None and node.step.policies is not None}
+    def _known_nodes(self, latents: np.ndarray) -> list[Optional[SearchNode]]:
+        if self._lineage is None:
+            return [None] * len(latents)
+        return [self._lineage.find(row, latent.tobytes()) for row, latent in enumerate(latents)]
 
     def forget(self, phase: str, env_ids: Optional[Sequence[int]] = None) -> None:
         """
@@ -283,9 +303,11 @@ class ManagedInference:
     def clear(self) -> None:
         """
         Overview:
-            Remove every entry of every pool. Running episodes and a running search go on: what they miss is rebuilt.
+            Drop every context, and whatever else was made of the weights. Running episodes and a running search go on:
+            what they miss is computed again.
         """
-        self.manager.clear_all()
+        self._drop_contexts()
+        self._model = None
 
     def leave_device(self) -> None:
         """
@@ -295,22 +317,17 @@ class ManagedInference:
         """
         self._drop_contexts()
         self._end_search()
-        self.histories.forget_all()
         self._model = None
         self.store.drop_memory()
 
     def _current_model(self, world_model: Any) -> CachedModel:
-        tensors = list(chain(world_model.parameters(), world_model.buffers()))
-        weights = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-        if weights != self._weights or self._model is None:
-            self._weights, self._watched = weights, tensors
-            self._versions = [version for _, version in weights]
+        if self._weights.have_changed(world_model) or self._model is None:
+            self._weights.remember(world_model)
             self._renew_model(world_model)
         return self._model
 
     def _model_of_search(self, world_model: Any) -> CachedModel:
-        # Within a search, which expects one model throughout, a cheaper look at the weights will do.
-        if self._model is None or [tensor._version for tensor in self._watched] != self._versions:
+        if self._model is None or self._weights.may_have_changed():
             return self._current_model(world_model)
         return self._model
 
@@ -336,7 +353,7 @@ class ManagedInference:
 
     def __getstate__(self) -> dict:
         # What is made of the weights is made anew by a copy, whose weights are its own.
-        return dict(self.__dict__, _model=None, _weights=(), _watched=[])
+        return dict(self.__dict__, _model=None, _weights=WeightsWatch())
 
     def _start_search(self, lineage: SearchLineage) -> None:
         self._end_search()
@@ -378,7 +395,7 @@ class ManagedInference:
             history.roots += 1
             history.key = node_key(f'{history.scope}/{history.roots}', 0, on_host[row])
             nodes.append(SearchNode(
-                history.key, row, 0, step, priority=priorities[row], env_id=env_ids[row], history=history
+                history.key, row, 0, step, row, priority=priorities[row], env_id=env_ids[row], history=history
             ))
             self._lineage.add(nodes[row], on_host[row].tobytes())
         self._contexts.cache(nodes, contexts)
@@ -397,15 +414,13 @@ class ManagedInference:
         Returns:
             - nodes (:obj:`List[SearchNode]`): A latent state that this search has not met becomes a node of its own.
         """
-        if self._lineage is None or self._lineage.batch_size != len(latents):
+        parents = self._known_nodes(latents)
+        if self._lineage is None or (self._lineage.phase == 'unknown' and not any(parents)):
             self._start_search(SearchLineage('unknown', np.zeros(len(latents), dtype=np.int64)))
-        parents = []
-        for row, latent in enumerate(latents):
-            node = self._lineage.find(row, latent)
-            if node is None:
-                node = self._unknown_node(row, latents, search_depth)
-            parents.append(node)
-        return parents
+        return [
+            self._unknown_node(row, latents, search_depth) if parent is None else parent
+            for row, parent in enumerate(parents)
+        ]
 
     def _unknown_node(self, row: int, latents: np.ndarray, search_depth: Sequence[int]) -> SearchNode:
         if not self._has_met_unknown_node:
@@ -415,7 +430,9 @@ class ManagedInference:
                 'from that latent state alone. Said once.'
             )
         depth = max(0, int(search_depth[row]) - 1) if len(search_depth) else 0
-        node = SearchNode(node_key(f'unknown/{row}', depth, latents[row]), row, depth, SearchStep(latents, None))
+        node = SearchNode(
+            node_key(f'unknown/{row}', depth, latents[row]), row, depth, SearchStep(latents, None), tree=row
+        )
         self._lineage.add(node, latents[row].tobytes())
         return node
 
@@ -434,7 +451,7 @@ class ManagedInference:
             positions: Optional[np.ndarray], contexts: Sequence[Context], predictions: Predictions
     ) -> torch.Tensor:
         on_host = _copy_to_host(latents)
-        distinct, names = self._lineage.name_latents(on_host)
+        distinct, names = self._lineage.name_latents(on_host, [parent.tree for parent in parents])
         if distinct is not on_host:
             latents = torch.from_numpy(distinct).to(latents.device)
         step = SearchStep(on_host, predictions.policy[:, 0], actions.clone(), positions)
@@ -443,7 +460,7 @@ class ManagedInference:
         nodes = []
         for row, parent in enumerate(parents):
             key = node_key(parent.key.rsplit('/', 2)[0], depths[row], distinct[row])
-            node = SearchNode(key, row, depths[row], step, parent, priorities[row])
+            node = SearchNode(key, row, depths[row], step, parent.tree, parent, priorities[row])
             self._lineage.add(node, names[row])
             nodes.append(node)
         self._contexts.cache(nodes, contexts)
