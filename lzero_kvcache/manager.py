@@ -1,4 +1,4 @@
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from numbers import Integral
 from typing import Any, Callable, Optional
 
@@ -6,6 +6,7 @@ from .checks import check_count
 from .config import KVCacheConfig, PoolConfig, entry_of
 from .pool import KVCachePool
 from .stats import CacheStats
+from .store.memory import tensor_bytes
 
 
 class KVCacheManager:
@@ -20,7 +21,8 @@ class KVCacheManager:
             latter two for the sizes that ``kv_cache`` leaves open.
         - env_num (:obj:`int`): The number of environments.
         - enable_stats (:obj:`bool`): Whether the pools count; False overrides ``kv_cache.enable_stats``.
-        - on_release (:obj:`Optional[Callable]`): Called with each value that leaves a pool.
+        - on_release (:obj:`Optional[Callable]`): Called with the values that leave a pool, as a list.
+        - measure (:obj:`Callable`): Tells how many bytes of keys and values a list of values holds.
     Raises:
         - ValueError: If the config is not valid or ``env_num`` is below 1.
     """
@@ -30,10 +32,12 @@ class KVCacheManager:
             config: Any,
             env_num: int,
             enable_stats: bool = True,
-            on_release: Optional[Callable[[Any], None]] = None,
+            on_release: Optional[Callable[[Sequence[Any]], None]] = None,
+            measure: Callable[[Sequence[Any]], int] = tensor_bytes,
     ) -> None:
         self.env_num = check_count(env_num, 'env_num', 'environments')
         self.config = KVCacheConfig.find_in(config)
+        self._measure = measure
         self.enable_stats = enable_stats and self.config.enable_stats
         num_simulations = _count_in(config, 'num_simulations', 'simulations', default=50)
         init_size = _count_in(config, 'game_segment_length', 'steps', default=max(256, 2 * num_simulations))
@@ -134,6 +138,19 @@ class KVCacheManager:
             A copy of the statistics by kind of pool, the environments' pools added up.
         """
         return {kind: sum((pool.stats for pool in pools), CacheStats()) for kind, pools in self.pools().items()}
+
+    def memory_bytes(self) -> dict[str, int]:
+        """
+        Overview:
+            Bytes of keys and values that the entries of the pools hold. What several entries of one kind of pool share
+            counts once.
+        Returns:
+            - memory (:obj:`Dict[str, int]`): ``{'init_pools': ..., 'recur_pool': ..., 'wm_pool': ...}``.
+        """
+        return {
+            kind: self._measure([value for pool in pools for value in pool.values()])
+            for kind, pools in self.pools().items()
+        }
 
     def clear_all(self) -> None:
         """

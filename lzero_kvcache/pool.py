@@ -1,4 +1,4 @@
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Callable, Optional
@@ -21,8 +21,8 @@ class KVCachePool:
             ``EVICTION_REGISTRY``, or ``dict(type=name, **options)``.
         - enable_stats (:obj:`bool`): Whether ``stats`` counts.
         - name (:obj:`str`): The pool's name, for error messages.
-        - on_release (:obj:`Optional[Callable]`): Called with each value that leaves the pool by eviction, by being
-            overwritten, or by ``clear``.
+        - on_release (:obj:`Optional[Callable]`): Called with a list of the values that leave the pool by eviction, by
+            being overwritten, or by ``clear``.
     Raises:
         - ValueError: On a size below 1 or a strategy that is not registered.
     """
@@ -33,7 +33,7 @@ class KVCachePool:
             eviction_strategy: StrategyLike = EvictionStrategy.FIFO,
             enable_stats: bool = True,
             name: str = 'default',
-            on_release: Optional[Callable[[Any], None]] = None,
+            on_release: Optional[Callable[[Sequence[Any]], None]] = None,
     ) -> None:
         self.name = name
         self.pool_size = check_count(pool_size, f"pool_size of pool '{name}'")
@@ -66,7 +66,7 @@ class KVCachePool:
         Raises:
             - ValueError: If the key is neither an int nor a string, or the priority is no number.
         """
-        if isinstance(key, bool) or not isinstance(key, (Integral, str)):
+        if type(key) is not str and (isinstance(key, bool) or not isinstance(key, (Integral, str))):
             raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
         if priority is not None and (not isinstance(priority, Real) or priority != priority):
             raise ValueError(f"priority of key {key!r} in pool '{self.name}' is {priority!r}: allowed is a number")
@@ -76,7 +76,7 @@ class KVCachePool:
             self._value_of_slot[slot] = kv
             self.eviction_policy.update(slot, priority)
             if replaced is not kv:
-                self._release(replaced)
+                self._release([replaced])
             return slot
         if len(self) >= self.pool_size:
             self._evict()
@@ -135,10 +135,10 @@ class KVCachePool:
         Overview:
             Remove all entries. The statistics stay, and what leaves this way does not count as evicted.
         """
-        leaving = list(self._value_of_slot.values()) if self._on_release is not None else []
+        leaving = list(self._value_of_slot.values())
         self._reset_index()
-        for kv in leaving:
-            self._release(kv)
+        if leaving:
+            self._release(leaving)
 
     def keys(self) -> Iterator[Hashable]:
         """
@@ -146,6 +146,13 @@ class KVCachePool:
             The keys of all entries, in no particular order.
         """
         return iter(self._slot_of_key)
+
+    def values(self) -> list[Any]:
+        """
+        Overview:
+            The values of all entries, in no particular order.
+        """
+        return list(self._value_of_slot.values())
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._slot_of_key
@@ -163,8 +170,8 @@ class KVCachePool:
         self._free_slots.append(slot)
         if self.enable_stats:
             self.stats.evictions += 1
-        self._release(self._value_of_slot.pop(slot))
+        self._release([self._value_of_slot.pop(slot)])
 
-    def _release(self, kv: Any) -> None:
+    def _release(self, leaving: list[Any]) -> None:
         if self._on_release is not None:
-            self._on_release(kv)
+            self._on_release(leaving)

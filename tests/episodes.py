@@ -32,7 +32,9 @@ class Episodes:
         self._outdated: set[int] = set()
 
     def context_of(self, env_id: int) -> Oracle:
-        """A copy of an environment's context after its last step."""
+        """A copy of an environment's context after its last step, under the weights of now."""
+        if env_id in self._outdated:
+            self._prepare_context(env_id)
         return self._contexts[env_id].copy()
 
     def end(self, env_id: int) -> None:
@@ -50,7 +52,7 @@ class Episodes:
         self.weights_have_changed()
 
     def weights_have_changed(self) -> None:
-        """Every running episode is to be embedded again."""
+        """Every running episode is to be embedded again, as far back as its context goes."""
         self._outdated = set(self._episodes)
 
     @torch.no_grad()
@@ -93,9 +95,9 @@ class Episodes:
             self.resets += 1
             self._encode(env_id, episode[-1:], one_late=self._config.rope_positions == 'release')
         elif env_id in self._outdated:
-            tokens_per_step = 1 + self._world_model.num_observations_tokens
-            # A context of the window's kept tokens begins with a latent state.
-            self._encode(env_id, episode[-((self._world_model.context_length - 3 + 1) // tokens_per_step or 1):])
+            length = len(self._contexts[env_id])
+            self._encode(env_id, episode)
+            self._contexts[env_id].encode_again(length)
         self._outdated.discard(env_id)
 
     def _encode(self, env_id: int, episode: Sequence[tuple], one_late: bool = False) -> None:

@@ -9,6 +9,8 @@ from oracle import Oracle
 from test_world_model import MODELS
 
 HORIZON = 6
+# Scalars come of 101 logits and a transformation that stretches them.
+SCALARS = 5e-4
 
 
 @pytest.fixture(params=MODELS, ids=str)
@@ -27,20 +29,20 @@ def check_rollout(imagination, contexts, timesteps, depth=0, reported=1, window=
         for step in range(imagination.actions.shape[1]):
             position = 2 * (timesteps[row] + depth + reported + step)
             context.add_action(imagination.actions[row, step].numpy(), position + 1)
-            close(imagination.rewards[row, step], scalar(context.reward_and_next_token()['reward']))
+            close(imagination.rewards[row, step], scalar(context.reward_and_next_token()['reward']), SCALARS)
             for index, token in enumerate(imagination.latents[row, step]):
                 close(token, context.next_token().reshape(-1))
                 context.add_latent(token[None], position + 2 + index)
             expected = context.policy_and_value()
             close(imagination.policy_logits[row, step], expected['policy'].reshape(-1))
-            close(imagination.values[row, step], scalar(expected['value']))
+            close(imagination.values[row, step], scalar(expected['value']), SCALARS)
             if len(context) >= world_model.context_length - 1:
                 kept = world_model.context_length - 3
                 context.shift(kept) if window == 'shift' else context.encode_again(kept)
 
 
-def close(actual, expected):
-    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), atol=1e-4, rtol=1e-4)
+def close(actual, expected, tolerance=1e-4):
+    torch.testing.assert_close(actual, torch.as_tensor(expected, dtype=actual.dtype), atol=tolerance, rtol=tolerance)
 
 
 def begin(model, current):
@@ -107,7 +109,12 @@ def test_the_running_searchs_roots_go_on_from_their_contexts(model_options):
         root = episodes.step([0, 1, 2], 3)
     imagination = model.world_model.imagine(root.latent_state, random_actions(model, 3))
     check_rollout(imagination, [episodes.context_of(env_id) for env_id in range(3)], [3] * 3)
-    alone = model.world_model.imagine(root.latent_state.flip(0), imagination.actions)
+    for rows in ([2, 0, 1], [2, 0], [1]):
+        chosen = model.world_model.imagine(root.latent_state[rows], imagination.actions[rows])
+        close(chosen.policy_logits, imagination.policy_logits[rows])
+    with torch.no_grad():
+        other = model.world_model.tokenizer.encode_to_obs_embeddings(observations(model, 3, torch.Generator()))
+    alone = model.world_model.imagine(other, imagination.actions)
     assert (alone.policy_logits - imagination.policy_logits).abs().max() > 0.01
 
 
@@ -128,17 +135,37 @@ def test_the_running_searchs_nodes_go_on_from_their_contexts():
     check_rollout(imagination, contexts, [2, 2], depth=1, reported=0)
 
 
-def test_a_rollout_leaves_the_running_search_as_it_is():
-    outputs = []
+@pytest.mark.parametrize('on_miss', ['rebuild', 'reset'])
+def test_a_rollout_leaves_the_running_search_as_it_is(on_miss):
+    outputs, queries = [], []
     for imagines in (False, True):
-        model = build_model(kv_cache=kv_cache(recur_pool=dict(size=3)), context_length=8)
-        root = Episodes(model).step([0, 1], 6)
-        if imagines:
-            model.world_model.imagine(root.latent_state, horizon=10)
+        cache = kv_cache(recur_pool=dict(size=3), wm_pool=dict(size=1), on_miss=on_miss)
+        model = build_model(kv_cache=cache, context_length=8, rotary=True)
+        root = Episodes(model).step([0, 1])
+        nodes = [root]
         with torch.no_grad():
-            history = [(root.latent_state.numpy(), torch.tensor([0, 2]))]
-            outputs.append(model.recurrent_inference(history, 7, [1, 1], [0]))
-    torch.testing.assert_close(outputs[0].policy_logits, outputs[1].policy_logits, atol=0, rtol=0)
+            for simulation in range(6):
+                history = [(nodes[simulation // 2].latent_state.numpy(), torch.tensor([0, 2]))]
+                nodes.append(model.recurrent_inference(history, simulation, [1, 1], [0]))
+                if imagines:
+                    model.world_model.imagine(nodes[simulation // 2].latent_state, horizon=10, start_pos=7)
+        outputs.append(torch.stack([node.policy_logits for node in nodes]))
+        queries.append(model.world_model.kv_cache_manager.total_stats())
+    torch.testing.assert_close(outputs[0], outputs[1], atol=1e-6, rtol=0)
+    assert queries[0] == queries[1]
+
+
+def test_a_rollout_is_in_eval_mode():
+    model = build_model(kv_cache=kv_cache())
+    current = observations(model, 4, torch.Generator().manual_seed(0))
+    expected = model.world_model.imagine(current, horizon=3)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    model.train()
+    imagination = model.world_model.imagine(current, horizon=3)
+    assert model.world_model.training
+    torch.testing.assert_close(imagination.latents, expected.latents)
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffer, before[name], equal_nan=True)
 
 
 def test_greedy_actions_are_the_likeliest():
@@ -194,15 +221,24 @@ def test_new_weights_are_used_at_once():
 @pytest.mark.parametrize('arguments, message', [
     (dict(), 'neither actions nor a horizon is given'),
     (dict(horizon=0), r'horizon is 0: allowed are whole numbers of steps from 1'),
-    (dict(horizon=2, choose='best'), r"choose is 'best': allowed are 'greedy' and 'sample'"),
+    (dict(horizon=2, choose='best'), r"choose is 'best': allowed are greedy, sample"),
     (dict(actions=torch.zeros(2, 3, dtype=torch.long), horizon=2), r'the shape \(2, 3\): needed is \(2, 2\)'),
-    (dict(actions=torch.zeros(3, 2, dtype=torch.long)), r'the shape \(3, 2\): needed is \(2, 2\)'),
+    (dict(actions=torch.zeros(3, 2, dtype=torch.long)), r'the shape \(3, 2\): needed is \(2, steps\)'),
+    (dict(actions=torch.zeros(2, 0, dtype=torch.long)), r'the shape \(2, 0\): needed is \(2, steps\)'),
+    (dict(actions=torch.zeros(2, 2)), r'actions are of torch.float32: a discrete action is an integer'),
+    (dict(horizon=2, start_pos=[1, 2, 3]), r'start_pos has 3 entries for 2 rows'),
     (dict(actions=torch.full((2, 2), 3)), 'actions lie between 3 and 3: allowed are 0 to 2'),
 ])
 def test_arguments_that_do_not_fit(arguments, message):
     model = build_model(kv_cache=kv_cache())
     with pytest.raises(ValueError, match=message):
         model.world_model.imagine(observations(model, 2, torch.Generator()), **arguments)
+
+
+def test_no_rows():
+    model = build_model(kv_cache=kv_cache())
+    with pytest.raises(ValueError, match='obs_or_latent has no rows'):
+        model.world_model.imagine(torch.zeros(0, 5), horizon=2)
 
 
 def test_the_stock_code_cannot_imagine():

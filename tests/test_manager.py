@@ -169,7 +169,7 @@ def test_hierarchical_get(manager, keys_values):
 
 def test_on_release_sees_what_leaves_any_pool(keys_values):
     released = []
-    manager = KVCacheManager(EasyDict(), env_num=1, on_release=released.append)
+    manager = KVCacheManager(EasyDict(), env_num=1, on_release=released.extend)
     manager.set_init_cache(0, 'a', keys_values(1.))
     manager.set_recur_cache('a', keys_values(2.))
     manager.set_wm_cache('a', keys_values(3.))

@@ -263,7 +263,7 @@ def test_bad_strategy_is_refused(strategy, message):
 
 def test_on_release_sees_what_leaves(keys_values):
     released = []
-    pool = KVCachePool(2, on_release=released.append)
+    pool = KVCachePool(2, on_release=released.extend)
     first, second, third, fourth = (keys_values(number) for number in range(4))
     pool.set('a', first)
     pool.set('a', first)

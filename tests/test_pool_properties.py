@@ -111,7 +111,7 @@ class Ledger:
 
     def __init__(self, size, strategy):
         self.released = []
-        self.pool = KVCachePool(size, strategy, on_release=self.released.append)
+        self.pool = KVCachePool(size, strategy, on_release=self.released.extend)
         self.largest_size, self.inserted, self.cleared, self.queries = size, 0, 0, 0
         self.last_set, self.slots, self.values = {}, {}, []
 

@@ -88,4 +88,4 @@ def test_memory_is_bounded_by_one_search():
         assert len(manager.recur_pool) <= manager.recur_pool.pool_size == 50 * 4
         assert sum(len(pool) for pool in manager.init_pools) == 0
     assert nodes == [len(timesteps) * 11] * 4
-    assert max(held) <= manager.recur_pool.pool_size + manager.wm_pool.pool_size
+    assert max(held) <= model.world_model.context_length * (manager.recur_pool.pool_size + manager.wm_pool.pool_size)

@@ -62,12 +62,10 @@ def test_keys_of_overwritten_slots_return_another_steps_entry():
     assert stock_world_model.shared_pool_init_infer[0][slot].size == 5
     assert len(stock_world_model.past_kv_cache_init_infer_envs[0]) == 4
 
-    inference = managed.world_model.kv_cache_inference
     pool = managed.world_model.kv_cache_manager.init_pools[0]
-    lengths = [int(inference.store.gather([pool.peek(key)]).lengths[0]) for key in pool.keys()]
-    assert lengths == [1, 3, 5, 7]
+    assert [len(pool.peek(key)) for key in pool.keys()] == [1, 3, 5, 7]
     (first, ) = [key for key in pool.keys() if key.endswith(first_key)]
-    assert inference.store.gather([pool.peek(first)]).lengths[0] == 1
+    assert len(pool.peek(first)) == 1
 
 
 @torch.no_grad()
@@ -247,3 +245,18 @@ def test_num_simulations_of_the_policy_does_not_reach_the_world_model():
     assert build_policy(num_simulations=70)._model.world_model.shared_pool_size == 50 * 4
     managed = build_policy(num_simulations=70, kv_cache=MANAGED)._model.world_model
     assert managed.kv_cache_manager.recur_pool.pool_size == 70 * 4
+
+
+@torch.no_grad()
+def test_a_longer_search_overwrites_live_entries():
+    stock = twins()[1]
+    world_model = stock.world_model
+    _, root = first_step(stock, batch_size=1)
+    child = expand(stock, root.latent_state, [1])
+    slot = world_model.past_kv_cache_recurrent_infer[hash_state(child.latent_state[0].numpy())]
+    kept = world_model.shared_pool_recur_infer[slot]._keys_values[0]._k_cache._cache.clone()
+    for _ in range(world_model.shared_pool_size):
+        expand(stock, root.latent_state, [2])
+    overwritten = world_model.shared_pool_recur_infer[slot]._keys_values[0]._k_cache._cache
+    assert world_model.past_kv_cache_recurrent_infer[hash_state(child.latent_state[0].numpy())] == slot
+    assert not torch.equal(kept, overwritten)

@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 import torch
-from models import build_model, kv_cache, observations, random_action
+from models import build_model, kv_cache, observations, random_action, two_tokens_per_observation
 from searches import search
 from test_world_model import MODELS
 
@@ -177,4 +177,23 @@ def test_the_report_reads_as_sentences():
     player.step([0, 1], 20)
     text = str(player.report)
     assert text.startswith(f'{player.report.agreed} predictions agreed with the stock ones (largest difference ')
-    assert 'not compared: unequal lengths' in text
+    assert 'not compared: stock fault: of unequal lengths' in text
+
+
+def test_contexts_that_begin_anew_by_configuration_are_not_compared():
+    player = Player(
+        kv_cache=kv_cache(mode='validate', on_miss='reset', recur_pool=dict(size=2), wm_pool=dict(size=1)),
+        context_length=20
+    )
+    for _ in range(4):
+        player.step([0], 20)
+    assert player.report.differed == 0 and player.report.agreed > 0
+    assert player.report.not_compared[validated.BEGUN_ANEW] > 0
+
+
+def test_observations_of_two_tokens_are_not_compared():
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=14, tokens_per_block=3)
+    two_tokens_per_observation(player.model)
+    for _ in range(3):
+        player.step([0], 5)
+    assert player.report.not_compared == {validated.MANY_TOKENS: 3 * 6}

@@ -159,27 +159,107 @@ def test_contexts_in_the_pools_are_not_touched_by_later_inferences():
     episodes.step([0, 1], 4)
     inference = model.world_model.kv_cache_inference
     pool = model.world_model.kv_cache_manager.init_pools[0]
-    handle = pool.peek(next(pool.keys()))
-    before = inference.store.gather([handle])
-    inference.store.gather([handle]).kv.fill_(7.)
+    context = pool.peek(next(pool.keys()))
+    before = kv_of(inference, context)
+    with inference.store.gather([context], 0, before) as batch:
+        batch.kv.fill_(7.)
     episodes.step([0, 1], 4)
-    after = inference.store.gather([handle])
-    torch.testing.assert_close(before.kv, after.kv, rtol=0, atol=0)
-    assert before.lengths == after.lengths
+    torch.testing.assert_close(kv_of(inference, context), before, rtol=0, atol=0)
+    assert len(context) == 1
 
 
-@pytest.mark.parametrize('change', ['a learner step', 'load_state_dict'])
+def kv_of(inference, context):
+    with inference.store.gather([context], 0, torch.zeros(0)) as batch:
+        return batch.kv.clone()
+
+
+def load_other_weights(model, options):
+    model.load_state_dict(build_model(seed=9, context_length=20, **options).state_dict())
+
+
+def fused_step(model, options):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.05, fused=True)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+
+
+def write_data_and_clear(model, options):
+    for parameter in model.parameters():
+        parameter.data.mul_(1.3)
+    model.world_model.clear_caches()
+
+
+CHANGES = {
+    'a learner step': None, 'a fused learner step': fused_step, 'load_state_dict': load_other_weights,
+    'writing to parameter.data and clear_caches': write_data_and_clear,
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
 def test_no_prediction_uses_keys_and_values_of_old_weights(model_options, change):
     model = build_model(kv_cache=kv_cache(), context_length=20, **model_options)
     episodes = Episodes(model)
     for _ in range(3):
         episodes.step([0, 1, 2], 4)
-    if change == 'load_state_dict':
-        model.load_state_dict(build_model(seed=9, context_length=20, **model_options).state_dict())
-    else:
+    if CHANGES[change] is None:
         episodes.learn()
-    episodes.weights_have_changed()
+    else:
+        CHANGES[change](model, model_options)
+        episodes.weights_have_changed()
     episodes.step([2, 0, 1], 4)
+
+
+@torch.no_grad()
+def test_weights_that_change_within_a_search():
+    model = build_model(kv_cache=kv_cache(), context_length=20)
+    episodes = Episodes(model)
+    for _ in range(3):
+        root = episodes.step([0, 1], 4)
+    episodes.learn()
+    node = model.recurrent_inference([(root.latent_state.numpy(), torch.tensor([1, 2]))], 5, [1, 1], [2, 2])
+    for env_id in range(2):
+        context = episodes.context_of(env_id)
+        context.add_action(env_id + 1, 5)
+        expected = context.reward_and_next_token()
+        torch.testing.assert_close(node.reward[env_id], expected['reward'][0], atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('rows', [[2, 0, 1], [0, 2], [1]])
+def test_any_choice_of_a_searchs_rows(rows):
+    model = build_model(kv_cache=kv_cache(), context_length=20)
+    episodes = Episodes(model)
+    for _ in range(4):
+        root = episodes.step([0, 1, 2])
+    latents, actions = root.latent_state.numpy(), torch.tensor([2, 0, 1])
+    for _ in range(3):
+        whole = model.recurrent_inference([(latents, actions)], 0, [1] * 3, [3] * 3)
+        chosen = model.recurrent_inference([(latents[rows], actions[rows])], 0, [1] * len(rows), [3] * len(rows))
+        torch.testing.assert_close(chosen.policy_logits, whole.policy_logits[rows], atol=1e-5, rtol=0)
+        # The nodes of the smaller batch are nodes of the search, too.
+        below = model.recurrent_inference([(chosen.latent_state.numpy(), actions[rows])], 0, [2] * len(rows), [3])
+        latents = whole.latent_state.numpy()
+        beside = model.recurrent_inference([(latents, actions)], 0, [2] * 3, [3] * 3)
+        torch.testing.assert_close(below.policy_logits, beside.policy_logits[rows], atol=1e-5, rtol=0)
+
+
+def test_episodes_survive_a_move_of_the_model():
+    model = build_model(kv_cache=kv_cache(), context_length=20)
+    episodes = Episodes(model)
+    for _ in range(3):
+        episodes.step([0, 1], 4)
+    model.double().float()
+    episodes.weights_have_changed()
+    episodes.step([1, 0], 4)
+    assert model.world_model.kv_cache_inference.root_stats.cold_starts == 0
+
+
+def test_an_unknown_phase_is_refused():
+    model = build_model(kv_cache=kv_cache())
+    with pytest.raises(ValueError, match="phase is 'colect': .*did you mean 'collect'"):
+        with model.world_model.kv_cache_roots('colect', [0]):
+            pass
 
 
 def test_environments_that_do_not_exist_are_refused():
@@ -237,8 +317,8 @@ def test_the_lineage_of_a_search_goes_when_its_search_goes():
         held.append(len(model.world_model.kv_cache_inference.store))
         nodes.append(live_nodes() - others)
     assert nodes == [3 + 30] * 6
-    # One search's 30 nodes, and the roots that the init pools hold.
-    assert held == [30 + 3 * step for step in range(1, 7)]
+    # Two tokens for each of the search's 30 nodes, and those of the roots that the init pools hold.
+    assert held == [60 + 3 * (2 * step - 1) for step in range(1, 7)]
 
 
 def test_the_roots_of_running_episodes_are_counted():

@@ -1,5 +1,5 @@
 """Where the keys and values of the cached contexts lie in memory."""
-from .context import ContextBatch, ContextShape
-from .context_store import ContextStore
+from .context import Context, ContextBatch
+from .token_store import TokenShape, TokenStore
 
-__all__ = ['ContextBatch', 'ContextShape', 'ContextStore']
+__all__ = ['Context', 'ContextBatch', 'TokenShape', 'TokenStore']

@@ -1,114 +1,137 @@
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Optional
+from types import TracebackType
+from typing import Callable, Optional
 
 import numpy as np
 import torch
 
 
-@dataclass(frozen=True)
-class ContextShape:
+class Context:
     """
     Overview:
-        The dimensions of one context.
+        One cached context: which tokens of the store it consists of. Contexts share tokens, and several pools may hold
+        the same context.
     Arguments:
-        - num_layers (:obj:`int`): Transformer layers.
-        - num_heads (:obj:`int`): Attention heads.
-        - capacity (:obj:`int`): Tokens that fit.
-        - head_dim (:obj:`int`): Width of one head.
-        - keep_tokens (:obj:`bool`): Whether the raw tokens are kept beside their keys and values, so that they can be
-            encoded again.
+        - table (:obj:`np.ndarray`): Indices of its tokens in the store, oldest first, :math:`(length, )`.
     """
-    num_layers: int
-    num_heads: int
-    capacity: int
-    head_dim: int
-    keep_tokens: bool = False
+    __slots__ = ('table', 'holders')
 
-    @property
-    def embed_dim(self) -> int:
-        return self.num_heads * self.head_dim
+    def __init__(self, table: np.ndarray) -> None:
+        self.table = table
+        self.holders = 1
+
+    def __len__(self) -> int:
+        return len(self.table)
 
 
-@dataclass
 class ContextBatch:
     """
     Overview:
-        Contexts of unequal lengths, one per row, aligned on the left. What lies beyond a row's length is finite but
-        means nothing.
+        Contexts of unequal lengths side by side, one per row, and the tokens that an inference appends to them. A row's
+        context lies on the left of its columns; what is appended to the batch lies to the right of all contexts, in the
+        same columns for all rows. The batch holds its contexts within a ``with`` block.
     Arguments:
+        - contexts (:obj:`Sequence[Optional[Context]]`): One per row; None: no tokens yet.
         - kv (:obj:`torch.Tensor`): Keys (index 0) and values (index 1),
-            :math:`(B, num_layers, 2, num_heads, capacity, head_dim)`.
-        - lengths (:obj:`np.ndarray`): Tokens per row, :math:`(B, )`, on the host: which rows overflow is decided there.
-        - tokens (:obj:`Optional[torch.Tensor]`): Token embeddings before any position is added,
-            :math:`(B, capacity, embed_dim)`, where the shape keeps them.
-        - positions (:obj:`Optional[torch.Tensor]`): Their rotary positions, :math:`(B, capacity)`.
+            :math:`(B, width + room, num_layers, 2, num_heads, head_dim)`, finite everywhere, since attention multiplies
+            what it masks by 0 and 0 * nan is nan.
+        - index (:obj:`np.ndarray`): Where in the store they come from, :math:`(B, width + room)`.
+        - lengths (:obj:`np.ndarray`): The contexts' lengths, :math:`(B, )`.
+        - width (:obj:`int`): The columns of the contexts, as many as the longest has tokens.
+        - release (:obj:`Callable`): Called with the contexts at the end of the ``with`` block.
     """
-    kv: torch.Tensor
-    lengths: np.ndarray
-    tokens: Optional[torch.Tensor] = None
-    positions: Optional[torch.Tensor] = None
 
-    @classmethod
-    def empty(cls, batch_size: int, shape: ContextShape, like: torch.Tensor) -> 'ContextBatch':
-        """
-        Overview:
-            Rows without any token.
-        Arguments:
-            - batch_size (:obj:`int`): The number of rows.
-            - shape (:obj:`ContextShape`): The dimensions.
-            - like (:obj:`torch.Tensor`): A tensor of the wanted dtype and device.
-        Returns:
-            - batch (:obj:`ContextBatch`): Zeros, since attention multiplies what it masks by 0 and 0 * nan is nan.
-        """
-        kv = like.new_zeros(batch_size, shape.num_layers, 2, shape.num_heads, shape.capacity, shape.head_dim)
-        batch = cls(kv, np.zeros(batch_size, dtype=np.int64))
-        if shape.keep_tokens:
-            batch.tokens = like.new_zeros(batch_size, shape.capacity, shape.embed_dim)
-            batch.positions = torch.zeros(batch_size, shape.capacity, dtype=torch.long, device=like.device)
-        return batch
+    def __init__(
+            self, contexts: Sequence[Optional[Context]], kv: torch.Tensor, index: np.ndarray, lengths: np.ndarray,
+            width: int, release: Callable[[Sequence[Context]], None]
+    ) -> None:
+        self.contexts = contexts
+        self.kv = kv
+        self.index = index
+        self.lengths = lengths
+        self.width = width
+        self.used = width
+        self.is_ragged = int(lengths.min(initial=width)) != width
+        # By appended column: which rows it belongs to, the raw tokens and their rotary positions.
+        self.appended: list[Optional[np.ndarray]] = []
+        self.embeddings: list[torch.Tensor] = []
+        self.positions: list[np.ndarray] = []
+        self._filled = lengths
+        self._release = release
 
-    def emptied(self) -> 'ContextBatch':
-        """
-        Overview:
-            As many rows of the same shape without any token.
-        """
-        return ContextBatch(
-            torch.zeros_like(self.kv), np.zeros_like(self.lengths),
-            None if self.tokens is None else torch.zeros_like(self.tokens),
-            None if self.positions is None else torch.zeros_like(self.positions),
-        )
+    def __enter__(self) -> 'ContextBatch':
+        return self
+
+    def __exit__(
+            self, kind: Optional[type], error: Optional[BaseException], traceback: Optional[TracebackType]
+    ) -> None:
+        self._release([context for context in self.contexts if context is not None])
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def select(self, rows: Sequence[int]) -> 'ContextBatch':
+    def append(self, num_tokens: int, counts: Optional[np.ndarray]) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """
         Overview:
-            A copy of some rows.
+            Take the next columns.
         Arguments:
-            - rows (:obj:`Sequence[int]`): Their indices.
+            - num_tokens (:obj:`int`): The columns T.
+            - counts (:obj:`Optional[np.ndarray]`): How many of them, on the right, belong to each row, :math:`(B, )`;
+                None: all.
         Returns:
-            - batch (:obj:`ContextBatch`): The rows in the order of ``rows``.
+            - places (:obj:`np.ndarray`): The place of each token in its row, counted from 0, :math:`(B, T)`, or
+                :math:`(1, T)` for all rows; 0 where a column does not belong to a row.
+            - visible (:obj:`Optional[np.ndarray]`): What each token attends to: its own row's tokens up to itself,
+                :math:`(B, T, used)`, or :math:`(1, T, used)` for all rows; None: every column.
         """
-        index = torch.as_tensor(rows, dtype=torch.long, device=self.kv.device)
-        return ContextBatch(
-            self.kv[index], self.lengths[np.asarray(rows, dtype=np.int64)],
-            None if self.tokens is None else self.tokens[index],
-            None if self.positions is None else self.positions[index],
-        )
+        before = self.used
+        self.used += num_tokens
+        if not self.is_ragged and counts is not None and (counts != num_tokens).any():
+            self.is_ragged = True
+            self._filled = np.full(len(self), before)
+        if not self.is_ragged:
+            self.appended += [None] * num_tokens
+            places = np.arange(before, self.used)[None]
+            if num_tokens == 1:
+                return places, None
+            return places, np.tri(num_tokens, self.used, before, dtype=bool)[None]
+        places = self._filled[:, None] + np.arange(num_tokens)
+        belongs = np.ones((len(self), num_tokens), dtype=bool)
+        if counts is not None:
+            shift = num_tokens - counts[:, None]
+            belongs = np.arange(num_tokens) >= shift
+            places = np.where(belongs, places - shift, 0)
+        self.appended += list(belongs.T)
+        self._filled = self._filled + belongs.sum(1)
+        visible = np.empty((len(self), num_tokens, self.used), dtype=bool)
+        visible[:] = self._belonging()[:, None]
+        visible[:, :, before:] &= np.tri(num_tokens, dtype=bool)
+        # A token that belongs to no row attends to itself, since a softmax over nothing is nan.
+        visible[:, range(num_tokens), range(before, self.used)] = True
+        return places, visible
 
-    def assign(self, rows: Sequence[int], source: 'ContextBatch') -> None:
+    def _belonging(self) -> np.ndarray:
+        belonging = np.ones((len(self), self.used), dtype=bool)
+        belonging[:, :self.width] = np.arange(self.width) < self.lengths[:, None]
+        for column, rows in enumerate(self.appended, start=self.width):
+            if rows is not None:
+                belonging[:, column] = rows
+        return belonging
+
+    def appended_places(self) -> tuple[np.ndarray, np.ndarray]:
         """
         Overview:
-            Overwrite some rows.
-        Arguments:
-            - rows (:obj:`Sequence[int]`): Their indices, each at most once.
-            - source (:obj:`ContextBatch`): As many rows of the same shape.
+            Where the appended tokens are that belong to a row.
+        Returns:
+            - belongs (:obj:`np.ndarray`): Whether a column belongs to a row, :math:`(B, used - width)`.
+            - places (:obj:`np.ndarray`): The tokens' places in their rows, :math:`(B, used - width)`.
         """
-        index = torch.as_tensor(rows, dtype=torch.long, device=self.kv.device)
-        self.kv[index] = source.kv
-        self.lengths[np.asarray(rows, dtype=np.int64)] = source.lengths
-        if self.tokens is not None:
-            self.tokens[index] = source.tokens
-            self.positions[index] = source.positions
+        belongs = self._belonging()[:, self.width:]
+        return belongs, self.lengths[:, None] + belongs.cumsum(1) - 1
+
+    def final_lengths(self) -> np.ndarray:
+        """
+        Overview:
+            Tokens of each row, the appended ones included, :math:`(B, )`.
+        """
+        return self._filled if self.is_ragged else np.full(len(self), self.used)

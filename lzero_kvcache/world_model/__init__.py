@@ -1,5 +1,5 @@
 """The managed cache under LightZero's ``WorldModel``."""
-from .contexts import RebuildStats
+from .histories import RebuildStats
 from .imagination import Imagination
 from .managed import ManagedInference, RootEnvironments
 from .mixin import KVCacheWorldModel, KVCacheWorldModelMixin

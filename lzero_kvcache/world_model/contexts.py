@@ -1,29 +1,18 @@
 """The contexts of a search's nodes: found in the pools, or computed again from the nodes' lineage."""
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Optional
 
 import numpy as np
 import torch
 
 from ..manager import KVCacheManager
-from ..store import ContextBatch, ContextStore
-from .cached_transformer import ContextWindow, embed_actions, extend
+from ..store import Context, ContextBatch, TokenStore
+from .cached_model import CachedModel
+from .histories import EnvironmentHistories
 from .lineage import SearchNode
 from .positions import SearchPositions
-
-
-@dataclass
-class RebuildStats:
-    """
-    Overview:
-        What misses have cost.
-    Arguments:
-        - rebuilds (:obj:`int`): Contexts that were computed again.
-        - tokens (:obj:`int`): Tokens that went through the transformer for them.
-    """
-    rebuilds: int = 0
-    tokens: int = 0
+from .stock_names import count_queries
+from .window import ContextWindow
 
 
 class NodeContexts:
@@ -31,149 +20,151 @@ class NodeContexts:
     Overview:
         Looks contexts up in the pools, rebuilds those that are missing, and caches new ones.
     Arguments:
-        - manager (:obj:`KVCacheManager`): The pools, whose values are handles of the store.
-        - store (:obj:`ContextStore`): Where the contexts lie.
+        - manager (:obj:`KVCacheManager`): The pools, whose values are contexts.
+        - store (:obj:`TokenStore`): Where the contexts lie.
         - window (:obj:`ContextWindow`): Keeps them inside the model's window.
         - positions (:obj:`SearchPositions`): Rotary positions.
+        - histories (:obj:`EnvironmentHistories`): What the contexts of roots are computed from.
         - lossless (:obj:`bool`): Whether a missing context is computed from its ancestors, or, as in the release, from
             the node's latent state alone.
     """
 
     def __init__(
-            self, manager: KVCacheManager, store: ContextStore, window: ContextWindow, positions: SearchPositions,
-            lossless: bool
+            self, manager: KVCacheManager, store: TokenStore, window: ContextWindow, positions: SearchPositions,
+            histories: EnvironmentHistories, lossless: bool
     ) -> None:
-        self.rebuild_stats = RebuildStats()
+        self.rebuild_stats = histories.rebuild_stats
+        self.last_missing: frozenset[int] = frozenset()
+        self._histories = histories
         self._manager = manager
         self._store = store
         self._window = window
         self._positions = positions
         self._lossless = lossless
 
-    def of(self, world_model: Any, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> ContextBatch:
+    def of(self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> ContextBatch:
         """
         Overview:
-            The contexts of a batch of nodes.
+            The contexts of a batch of nodes, with room for one step.
         Arguments:
-            - world_model (:obj:`WorldModel`): The model.
+            - model (:obj:`CachedModel`): The model.
             - nodes (:obj:`Sequence[SearchNode]`): One node per row.
             - timesteps (:obj:`np.ndarray`): Timesteps of the rows' roots, :math:`(B, )`.
         Returns:
-            - contexts (:obj:`ContextBatch`): A copy, free to be changed.
+            - batch (:obj:`ContextBatch`): The rows.
         """
-        handles: list[Optional[int]] = []
-        for node in nodes:
-            handle = self._look_up(node)
-            # Caching a rebuilt context may evict one that was found a moment ago.
-            handles.append(None if handle is None else self._store.retain(handle))
-        found = [row for row, handle in enumerate(handles) if handle is not None]
-        missing = [row for row, handle in enumerate(handles) if handle is None]
-        world_model.total_query_count += len(nodes)
-        world_model.hit_count += len(found)
+        contexts = [self._look_up(node) for node in nodes]
+        missing = [row for row, context in enumerate(contexts) if context is None]
+        self.last_missing = frozenset(missing)
+        count_queries(model.world_model, len(nodes), len(nodes) - len(missing))
+        room = 1 + model.num_observations_tokens
+        if not missing:
+            return self._store.gather(contexts, room, model.like)
+        # Caching a rebuilt context may evict one that was found a moment ago.
+        held = [self._store.retain(context) for context in contexts if context is not None]
         try:
-            if not missing:
-                return self._store.gather(handles)
-            contexts = self._store.empty(len(nodes), like_parameters(world_model))
-            if found:
-                contexts.assign(found, self._store.gather([handles[row] for row in found]))
             missing_nodes = [nodes[row] for row in missing]
-            rebuilt = self._rebuild(world_model, missing_nodes, timesteps[missing])
-            contexts.assign(missing, rebuilt)
+            rebuilt = self._rebuild(model, missing_nodes, timesteps[missing])
+            held += rebuilt
             self.cache(missing_nodes, rebuilt)
-            return contexts
+            for row, context in zip(missing, rebuilt):
+                contexts[row] = context
+            return self._store.gather(contexts, room, model.like)
         finally:
-            for row in found:
-                self._store.release(handles[row])
+            self._store.release(held)
 
-    def cache(self, nodes: Sequence[SearchNode], contexts: ContextBatch) -> list[int]:
+    def peek(self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> list[Context]:
         """
         Overview:
-            Store the contexts of a batch of nodes: roots of environments in their init pools, all others in the recur
+            The contexts of nodes, for one who does not take part in the search: the pools stay as they are.
+        Arguments:
+            - model (:obj:`CachedModel`): The model.
+            - nodes (:obj:`Sequence[SearchNode]`): The nodes.
+            - timesteps (:obj:`np.ndarray`): Timesteps of their roots, :math:`(N, )`.
+        Returns:
+            - contexts (:obj:`List[Context]`): One per node, each held once more, by the caller.
+        """
+        contexts = [self._peek(node) for node in nodes]
+        missing = [row for row, context in enumerate(contexts) if context is None]
+        for context in contexts:
+            if context is not None:
+                self._store.retain(context)
+        if missing:
+            rebuilt = self._rebuild(model, [nodes[row] for row in missing], timesteps[missing])
+            for row, context in zip(missing, rebuilt):
+                contexts[row] = context
+        return contexts
+
+    def cache(self, nodes: Sequence[SearchNode], contexts: Sequence[Context]) -> None:
+        """
+        Overview:
+            Cache the contexts of a batch of nodes: roots of environments in their init pools, all others in the recur
             pool.
         Arguments:
             - nodes (:obj:`Sequence[SearchNode]`): One node per row.
-            - contexts (:obj:`ContextBatch`): Their contexts, which are copied.
-        Returns:
-            - handles (:obj:`list[int]`): The handle of each row. In a pool smaller than the batch, some are not live
-                any more.
+            - contexts (:obj:`Sequence[Context]`): Their contexts.
         """
-        handles = []
-        for node in nodes:
-            handles.append(self._store.reserve())
+        for node, context in zip(nodes, contexts):
+            context.holders += 1
             if node.env_id is not None:
-                self._manager.set_init_cache(node.env_id, node.key, handles[-1], node.priority)
+                self._manager.set_init_cache(node.env_id, node.key, context, node.priority)
             else:
-                self._manager.set_recur_cache(node.key, handles[-1], node.priority)
-        self._write_live(handles, contexts)
-        return handles
+                self._manager.set_recur_cache(node.key, context, node.priority)
 
     def keep_last_inference(
-            self, nodes: Sequence[SearchNode], contexts: ContextBatch, priorities: Sequence[Optional[float]]
+            self, nodes: Sequence[SearchNode], contexts: Sequence[Context], priorities: Sequence[Optional[float]]
     ) -> None:
         """
         Overview:
-            Let the wm pool hold the rows of the last inference and nothing else. A row that the recur pool holds, too,
-            is not stored twice.
+            Let the wm pool hold the rows of the last inference and nothing else.
         Arguments:
             - nodes (:obj:`Sequence[SearchNode]`): One node per row.
-            - contexts (:obj:`ContextBatch`): Their contexts.
+            - contexts (:obj:`Sequence[Context]`): Their contexts.
             - priorities (:obj:`Sequence[Optional[float]]`): What each row is worth to the wm pool's strategy.
         """
         self._manager.wm_pool.clear()
-        handles, rows = [], []
-        for row, (node, priority) in enumerate(zip(nodes, priorities)):
-            handle = self._manager.recur_pool.peek(node.key)
-            if handle is None:
-                handle = self._store.reserve()
-                handles.append(handle)
-                rows.append(row)
-            else:
-                self._store.retain(handle)
-            self._manager.set_wm_cache(node.key, handle, priority)
-        if rows:
-            self._write_live(handles, contexts.select(rows))
+        for node, context, priority in zip(nodes, contexts, priorities):
+            context.holders += 1
+            self._manager.set_wm_cache(node.key, context, priority)
 
-    def _write_live(self, handles: Sequence[int], contexts: ContextBatch) -> None:
-        # In a pool smaller than the batch a row's handle may be free again, or already another row's.
-        row_of_handle = {handle: row for row, handle in enumerate(handles) if self._store.is_live(handle)}
-        rows = list(row_of_handle.values())
-        if rows:
-            self._store.write(list(row_of_handle), contexts if len(rows) == len(contexts) else contexts.select(rows))
-
-    def _look_up(self, node: SearchNode) -> Optional[int]:
+    def _look_up(self, node: SearchNode) -> Optional[Context]:
         if node.env_id is not None:
             return self._manager.get_init_cache(node.env_id, node.key)
-        handle = self._manager.get_recur_cache(node.key)
-        return self._manager.get_wm_cache(node.key) if handle is None else handle
+        context = self._manager.get_recur_cache(node.key)
+        return self._manager.get_wm_cache(node.key) if context is None else context
 
-    def _peek(self, node: SearchNode) -> Optional[int]:
+    def _peek(self, node: SearchNode) -> Optional[Context]:
         if node.env_id is not None:
-            handle = self._manager.init_pools[node.env_id].peek(node.key)
-            return node.context if handle is None else handle
-        handle = self._manager.recur_pool.peek(node.key)
-        return self._manager.wm_pool.peek(node.key) if handle is None else handle
+            context = self._manager.init_pools[node.env_id].peek(node.key)
+            return node.context if context is None else context
+        context = self._manager.recur_pool.peek(node.key)
+        return self._manager.wm_pool.peek(node.key) if context is None else context
 
-    def _rebuild(self, world_model: Any, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> ContextBatch:
+    def _rebuild(self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> list[Context]:
         paths = [self._path_from_cached_ancestor(node) for node in nodes]
         origins = [path.pop(0) for path in paths]
-        handles = [self._peek(origin) if self._lossless else None for origin in origins]
-        contexts = self._store.empty(len(nodes), like_parameters(world_model))
-        cached = [row for row, handle in enumerate(handles) if handle is not None]
-        missing = [row for row, handle in enumerate(handles) if handle is None]
-        if cached:
-            contexts.assign(cached, self._store.gather([handles[row] for row in cached]))
-        if missing:
-            missing_origins = [origins[row] for row in missing]
-            contexts.assign(missing, self._encode_latents(world_model, missing_origins, timesteps[missing]))
-        for step in range(max(len(path) for path in paths)):
-            rows = [row for row, path in enumerate(paths) if len(path) > step]
-            longer = contexts.select(rows)
-            self._append_nodes(world_model, longer, [paths[row][step] for row in rows])
-            contexts.assign(rows, longer)
-        appended = [node for path in paths for node in path]
         self.rebuild_stats.rebuilds += len(nodes)
-        self.rebuild_stats.tokens += sum(len(origins[row].latent) for row in missing)
-        self.rebuild_stats.tokens += sum(1 + len(node.latent) for node in appended)
+        contexts = [self._peek(origin) if self._lossless else None for origin in origins]
+        missing = [row for row, context in enumerate(contexts) if context is None]
+        for context in contexts:
+            if context is not None:
+                self._store.retain(context)
+        from_history = [row for row in missing if self._lossless and origins[row].history is not None]
+        from_latent = [row for row in missing if row not in from_history]
+        encoded = []
+        if from_history:
+            encoded += self._histories.encode(model, [origins[row].history for row in from_history])
+        if from_latent:
+            encoded += self._encode_latents(model, [origins[row] for row in from_latent], timesteps[from_latent])
+        for row, context in zip(from_history + from_latent, encoded):
+            contexts[row] = context
+        while any(paths):
+            rows = [row for row, path in enumerate(paths) if path]
+            steps = [self._take_what_fits(model, paths[row], contexts[row]) for row in rows]
+            longer = self._append_nodes(model, [contexts[row] for row in rows], steps)
+            self._store.release([contexts[row] for row in rows])
+            for row, context in zip(rows, longer):
+                contexts[row] = context
         return contexts
 
     def _path_from_cached_ancestor(self, node: SearchNode) -> list[SearchNode]:
@@ -183,32 +174,48 @@ class NodeContexts:
                 path.insert(0, path[0].parent)
         return path
 
-    def _encode_latents(self, world_model: Any, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> ContextBatch:
-        latents = _stack_latents(nodes, like_parameters(world_model))
-        contexts = self._store.empty(len(nodes), latents)
+    def _encode_latents(
+            self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: np.ndarray
+    ) -> list[Context]:
+        latents = torch.from_numpy(np.stack([node.latent for node in nodes])).to(model.like)
         positions = None
-        if world_model.config.rotary_emb:
+        if model.uses_rotary:
             depths = np.asarray([node.depth for node in nodes])
             first = self._positions.of_reset_latent(timesteps, depths)
             positions = first[:, None] + np.arange(latents.shape[1])
-        extend(world_model, contexts, latents, positions)
-        return contexts
+        self.rebuild_stats.tokens += latents.shape[0] * latents.shape[1]
+        with self._store.gather([None] * len(nodes), latents.shape[1], model.like) as batch:
+            model.append(batch, latents, positions)
+            return self._store.add(batch)
 
-    def _append_nodes(self, world_model: Any, contexts: ContextBatch, nodes: Sequence[SearchNode]) -> None:
-        actions = embed_actions(world_model, torch.stack([node.actions[node.row] for node in nodes]))
-        tokens = torch.cat([actions, _stack_latents(nodes, actions)], dim=1)
-        positions = np.stack([node.positions for node in nodes]) if world_model.config.rotary_emb else None
-        extend(world_model, contexts, tokens, positions)
-        self._window.apply(world_model, contexts)
+    def _take_what_fits(self, model: CachedModel, path: list[SearchNode], context: Context) -> list[SearchNode]:
+        """As many of the next nodes as see the same window, which are then computed at once."""
+        of_one = 1 + model.num_observations_tokens
+        fitting = max(1, -(-(self._window.limit - len(context)) // of_one))
+        taken = path[:fitting]
+        del path[:fitting]
+        return taken
 
-
-def like_parameters(world_model: Any) -> torch.Tensor:
-    """
-    Overview:
-        A tensor of the dtype and device that the model computes with.
-    """
-    return world_model.transformer.ln_f.weight
-
-
-def _stack_latents(nodes: Sequence[SearchNode], like: torch.Tensor) -> torch.Tensor:
-    return torch.from_numpy(np.stack([node.latent for node in nodes])).to(like)
+    def _append_nodes(
+            self, model: CachedModel, contexts: Sequence[Context], steps: Sequence[Sequence[SearchNode]]
+    ) -> list[Context]:
+        nodes = [node for of_row in steps for node in of_row]
+        actions = model.embed_actions(torch.stack([node.step.actions[node.row] for node in nodes]))
+        latents = torch.from_numpy(np.stack([node.latent for node in nodes])).to(actions)
+        pairs = torch.cat([actions, latents], dim=1)
+        of_one, longest = pairs.shape[1], max(len(of_row) for of_row in steps)
+        counts = np.asarray([len(of_row) * of_one for of_row in steps])
+        tokens = pairs.new_zeros(len(steps), longest * of_one, pairs.shape[-1])
+        positions = np.zeros(tokens.shape[:2], dtype=np.int64) if model.uses_rotary else None
+        first = 0
+        for row, of_row in enumerate(steps):
+            tokens[row, tokens.shape[1] - counts[row]:] = pairs[first:first + len(of_row)].flatten(0, 1)
+            if positions is not None:
+                positions[row, tokens.shape[1] - counts[row]:] = np.concatenate(
+                    [node.step.positions[node.row] for node in of_row]
+                )
+            first += len(of_row)
+        self.rebuild_stats.tokens += int(counts.sum())
+        with self._store.gather(contexts, tokens.shape[1], model.like) as batch:
+            model.append(batch, tokens, positions, counts)
+            return self._window.add(model, batch)

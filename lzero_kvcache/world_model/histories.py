@@ -6,12 +6,25 @@ from typing import Any, Optional
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from ..manager import KVCacheManager
-from ..store import ContextBatch, ContextStore
-from .cached_transformer import embed_actions, extend
-from .contexts import RebuildStats, like_parameters
+from ..store import Context, ContextBatch, TokenStore
+from .cached_model import CachedModel
 from .positions import history_positions
+
+
+@dataclass
+class RebuildStats:
+    """
+    Overview:
+        What misses have cost.
+    Arguments:
+        - rebuilds (:obj:`int`): Contexts that were computed again.
+        - tokens (:obj:`int`): Tokens that went through the transformer for them.
+    """
+    rebuilds: int = 0
+    tokens: int = 0
 
 
 @dataclass
@@ -47,7 +60,7 @@ class EnvironmentHistory:
         where the context that they make is cached.
     Arguments:
         - scope (:obj:`str`): Names phase and environment in the keys of its contexts.
-        - num_observations (:obj:`int`): How many observations fit into a context.
+        - num_observations (:obj:`int`): How many observations may take part in a context.
     """
 
     def __init__(self, scope: str, num_observations: int) -> None:
@@ -55,9 +68,11 @@ class EnvironmentHistory:
         self.observations: deque[torch.Tensor] = deque(maxlen=num_observations)
         self.actions: deque[Any] = deque(maxlen=num_observations)
         self.timesteps: deque[int] = deque(maxlen=num_observations)
+        # Tokens of the context.
+        self.length = 0
         self.roots = 0
         self.key: Optional[str] = None
-        self.context: Optional[int] = None
+        self.context: Optional[Context] = None
 
     def restart(self) -> None:
         """
@@ -67,9 +82,10 @@ class EnvironmentHistory:
         self.observations.clear()
         self.actions.clear()
         self.timesteps.clear()
+        self.length = 0
         self.key = None
 
-    def append(self, observation: torch.Tensor, action: Any, timestep: int) -> None:
+    def append(self, observation: torch.Tensor, action: Any, timestep: int, length: int) -> None:
         """
         Overview:
             Add one step.
@@ -77,7 +93,9 @@ class EnvironmentHistory:
             - observation (:obj:`torch.Tensor`): What the environment shows now, copied.
             - action (:obj:`Any`): The action that led there; not looked at for the oldest observation.
             - timestep (:obj:`int`): The step of the episode.
+            - length (:obj:`int`): Tokens of the context that the episode makes now.
         """
+        self.length = length
         self.observations.append(observation.clone())
         self.actions.append(action)
         self.timesteps.append(timestep)
@@ -89,7 +107,7 @@ class EnvironmentHistory:
         Arguments:
             - observation (:obj:`torch.Tensor`): The caller's last observation.
         """
-        return bool(self.observations) and torch.equal(self.observations[-1], observation)
+        return bool(self.observations) and torch.equal(self.observations[-1].to(observation.device), observation)
 
     def actions_between(self) -> list[Any]:
         """
@@ -107,26 +125,28 @@ class EnvironmentHistories:
         last observation alone, as in the release.
     Arguments:
         - manager (:obj:`KVCacheManager`): The pools.
-        - store (:obj:`ContextStore`): Where the contexts lie.
-        - num_observations (:obj:`int`): How many observations fit into a context.
+        - store (:obj:`TokenStore`): Where the contexts lie.
+        - num_observations (:obj:`int`): How many observations may take part in a context.
+        - num_observations_tokens (:obj:`int`): Tokens per observation.
         - lossless (:obj:`bool`): See above.
         - rope_positions (:obj:`str`): See ``KVCacheConfig``.
-        - rebuild_stats (:obj:`RebuildStats`): Counts what misses cost.
 
-    ``root_stats`` counts what the roots have found.
+    ``root_stats`` counts what the roots have found, ``rebuild_stats`` what misses have cost.
     """
 
     def __init__(
-            self, manager: KVCacheManager, store: ContextStore, num_observations: int, lossless: bool,
-            rope_positions: str, rebuild_stats: RebuildStats
+            self, manager: KVCacheManager, store: TokenStore, num_observations: int, num_observations_tokens: int,
+            lossless: bool, rope_positions: str
     ) -> None:
         self._manager = manager
         self._store = store
         self._num_observations = num_observations
+        self._num_observations_tokens = num_observations_tokens
         self._lossless = lossless
         self._rope_positions = rope_positions
-        self._rebuild_stats = rebuild_stats
+        self.rebuild_stats = RebuildStats()
         self.root_stats = RootStats()
+        self.last_missing: frozenset[int] = frozenset()
         self._histories: dict[tuple[str, int], EnvironmentHistory] = {}
 
     def of(self, phase: str, env_id: int) -> EnvironmentHistory:
@@ -153,24 +173,16 @@ class EnvironmentHistories:
             if history_phase == phase and (env_ids is None or env_id in env_ids):
                 self._restart(history)
 
-    def forget_all(self) -> None:
-        """
-        Overview:
-            Forget every episode.
-        """
-        for history in self:
-            self._restart(history)
-
-    def hold(self, history: EnvironmentHistory, context: Optional[int]) -> None:
+    def hold(self, history: EnvironmentHistory, context: Optional[Context]) -> None:
         """
         Overview:
             Let a history hold on to a context in place of its former one.
         Arguments:
             - history (:obj:`EnvironmentHistory`): The history.
-            - context (:obj:`Optional[int]`): The context's handle, or None for no context.
+            - context (:obj:`Optional[Context]`): The context, or None for none.
         """
         if history.context is not None:
-            self._store.release(history.context)
+            self._store.release([history.context])
         history.context = self._store.retain(context) if self._lossless and context is not None else None
 
     def meet(
@@ -195,38 +207,74 @@ class EnvironmentHistories:
             if not history.continues_from(last_observations[row]):
                 self.root_stats.cold_starts += 1
                 self._restart(history)
-                history.append(last_observations[row], None, int(timesteps[row]) - 1)
+                history.append(last_observations[row], None, int(timesteps[row]) - 1, self._num_observations_tokens)
 
     def resume(
-            self, world_model: Any, histories: Sequence[EnvironmentHistory], env_ids: Sequence[int]
+            self, model: CachedModel, histories: Sequence[EnvironmentHistory], env_ids: Sequence[int]
     ) -> ContextBatch:
         """
         Overview:
-            The contexts of the episodes so far.
+            The contexts of the episodes so far, with room for one step.
         Arguments:
-            - world_model (:obj:`WorldModel`): The model.
+            - model (:obj:`CachedModel`): The model.
             - histories (:obj:`Sequence[EnvironmentHistory]`): One per row; without observations, the context is empty.
             - env_ids (:obj:`Sequence[int]`): Their environments.
         Returns:
-            - contexts (:obj:`ContextBatch`): A copy, free to be changed.
+            - batch (:obj:`ContextBatch`): The rows.
         """
-        contexts = self._store.empty(len(histories), like_parameters(world_model))
-        cached_rows, handles, missing = [], [], []
+        contexts: list[Optional[Context]] = []
+        missing = []
         for row, (history, env_id) in enumerate(zip(histories, env_ids)):
-            if not history.observations:
-                continue
-            handle = None if history.key is None else self._look_up(world_model, history, env_id)
-            if handle is None:
+            contexts.append(None if history.key is None else self._look_up(model, history, env_id))
+            if contexts[row] is None and history.observations:
                 missing.append(row)
-            else:
-                cached_rows.append(row)
-                handles.append(handle)
-        if cached_rows:
-            contexts.assign(cached_rows, self._store.gather(handles))
-        if missing:
-            contexts.assign(missing, self._encode(world_model, [histories[row] for row in missing]))
-        self.root_stats.context_tokens += int(contexts.lengths.sum())
-        return contexts
+        self.last_missing = frozenset(missing)
+        encoded = self.encode(model, [histories[row] for row in missing]) if missing else []
+        self.rebuild_stats.rebuilds += len(missing)
+        for row, context in zip(missing, encoded):
+            contexts[row] = context
+        batch = self._store.gather(contexts, 1 + model.num_observations_tokens, model.like)
+        self._store.release(encoded)
+        self.root_stats.context_tokens += int(batch.lengths.sum())
+        return batch
+
+    def encode(self, model: CachedModel, histories: Sequence[EnvironmentHistory]) -> list[Context]:
+        """
+        Overview:
+            Compute contexts from observations and actions.
+        Arguments:
+            - model (:obj:`CachedModel`): The model.
+            - histories (:obj:`Sequence[EnvironmentHistory]`): One per row, none of them empty.
+        Returns:
+            - contexts (:obj:`List[Context]`): One per row, held once, by the caller.
+        """
+        kept = self._num_observations if self._lossless else 1
+        observations = [list(history.observations)[-kept:] for history in histories]
+        latents = model.embed_observations(
+            torch.stack([observation.to(model.like.device) for episode in observations for observation in episode])
+        ).split([len(episode) for episode in observations])
+        sequences, positions = [], []
+        for history, episode in zip(histories, latents):
+            blocks = [episode[0]]
+            if len(episode) > 1:
+                actions = model.embed_actions(stack_actions(history.actions_between(), episode.device))
+                for action, latent in zip(actions, episode[1:]):
+                    blocks += [action, latent]
+            length = history.length if self._lossless else len(episode[0])
+            sequences.append(torch.cat(blocks)[-length:])
+            timesteps = list(history.timesteps)[-len(episode):]
+            if not self._lossless and self._rope_positions == 'release':
+                # Where the release starts over, it takes the last observation for the current one.
+                timesteps = [step + 1 for step in timesteps]
+            positions.append(history_positions(timesteps, model.num_observations_tokens)[-length:])
+        counts = np.asarray([len(sequence) for sequence in sequences])
+        padding = counts.max() - counts
+        tokens = torch.stack([F.pad(sequence, (0, 0, short, 0)) for sequence, short in zip(sequences, padding)])
+        padded = np.stack([np.pad(row, (short, 0)) for row, short in zip(positions, padding)])
+        self.rebuild_stats.tokens += int(counts.sum())
+        with self._store.gather([None] * len(histories), tokens.shape[1], tokens) as batch:
+            model.append(batch, tokens, padded, counts)
+            return self._store.add(batch)
 
     def __iter__(self) -> Iterator[EnvironmentHistory]:
         return iter(self._histories.values())
@@ -235,42 +283,14 @@ class EnvironmentHistories:
         self.hold(history, None)
         history.restart()
 
-    def _look_up(self, world_model: Any, history: EnvironmentHistory, env_id: int) -> Optional[int]:
-        handle = self._manager.get_init_cache(env_id, history.key)
-        world_model.root_total_query_cnt += 1
-        world_model.root_hit_cnt += handle is not None
-        if handle is None and history.context is not None:
-            self._rebuild_stats.rebuilds += 1
+    def _look_up(self, model: CachedModel, history: EnvironmentHistory, env_id: int) -> Optional[Context]:
+        context = self._manager.get_init_cache(env_id, history.key)
+        model.world_model.root_total_query_cnt += 1
+        model.world_model.root_hit_cnt += context is not None
+        if context is None and history.context is not None:
+            self.rebuild_stats.rebuilds += 1
             return history.context
-        return handle
-
-    def _encode(self, world_model: Any, histories: Sequence[EnvironmentHistory]) -> ContextBatch:
-        kept = self._num_observations if self._lossless else 1
-        observations = [list(history.observations)[-kept:] for history in histories]
-        latents = world_model.tokenizer.encode_to_obs_embeddings(
-            torch.stack([observation for episode in observations for observation in episode])
-        ).split([len(episode) for episode in observations])
-        sequences, positions = [], []
-        for history, episode in zip(histories, latents):
-            blocks = [episode[0]]
-            if len(episode) > 1:
-                actions = embed_actions(world_model, stack_actions(history.actions_between(), episode.device))
-                for action, latent in zip(actions, episode[1:]):
-                    blocks += [action, latent]
-            sequences.append(torch.cat(blocks))
-            timesteps = list(history.timesteps)[-len(episode):]
-            if not self._lossless and self._rope_positions == 'release':
-                # Where the release starts over, it takes the last observation for the current one.
-                timesteps = [step + 1 for step in timesteps]
-            positions.append(history_positions(timesteps, world_model.num_observations_tokens))
-        counts = np.asarray([len(sequence) for sequence in sequences])
-        tokens = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True)
-        contexts = self._store.empty(len(histories), tokens)
-        padded = np.stack([np.pad(row, (0, counts.max() - len(row))) for row in positions])
-        extend(world_model, contexts, tokens, padded if world_model.config.rotary_emb else None, counts)
-        self._rebuild_stats.rebuilds += len(histories)
-        self._rebuild_stats.tokens += int(counts.sum())
-        return contexts
+        return context
 
 
 def stack_actions(actions: Sequence[Any], device: torch.device) -> torch.Tensor:

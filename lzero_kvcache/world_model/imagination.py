@@ -1,14 +1,16 @@
 """Open-loop rollouts in latent space."""
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
 from lzero.policy.scaling_transform import inverse_scalar_transform
 
-from ..store import ContextBatch
-from .cached_transformer import ContextWindow
+from ..checks import choices
+from ..store import Context, TokenStore
+from .cached_model import CachedModel
 from .positions import SearchPositions
-from .predictions import predict_next_state
+from .window import ContextWindow
 
 ACTION_CHOICES = ('greedy', 'sample')
 
@@ -34,65 +36,91 @@ class Imagination(NamedTuple):
 
 
 def check_rollout(
-        world_model: Any, batch_size: int, actions: Optional[torch.Tensor], horizon: Optional[int], choose: str
+        world_model: Any, obs_or_latent: torch.Tensor, actions: Optional[torch.Tensor], horizon: Optional[int],
+        choose: str, start_pos: Any
 ) -> int:
     """
     Overview:
-        Find what is wrong with the arguments of a rollout.
+        Find what is wrong with the arguments of ``KVCacheWorldModelMixin.imagine``.
     Returns:
-        - horizon (:obj:`int`): Its steps.
+        - horizon (:obj:`int`): The steps of the rollout.
     Raises:
         - ValueError: If the arguments do not fit together.
     """
+    rows = len(obs_or_latent)
+    if not rows:
+        raise ValueError('obs_or_latent has no rows: needed is at least one')
     if choose not in ACTION_CHOICES:
-        raise ValueError(f'choose is {choose!r}: allowed are {ACTION_CHOICES[0]!r} and {ACTION_CHOICES[1]!r}')
-    if horizon is None and actions is None:
-        raise ValueError('neither actions nor a horizon is given: needed is one of them')
+        raise ValueError(f'choose is {choose!r}: {choices(choose, ACTION_CHOICES)}')
+    if np.ndim(start_pos) and len(start_pos) != rows:
+        raise ValueError(f'start_pos has {len(start_pos)} entries for {rows} rows: needed is one for each')
     if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1):
         raise ValueError(f'horizon is {horizon!r}: allowed are whole numbers of steps from 1')
     if actions is None:
+        if horizon is None:
+            raise ValueError('neither actions nor a horizon is given: needed is one of them')
         return int(horizon)
+    _check_actions(world_model, actions, rows, horizon)
+    return actions.shape[1]
+
+
+def _check_actions(world_model: Any, actions: torch.Tensor, rows: int, horizon: Optional[int]) -> None:
     continuous = world_model.continuous_action_space
-    expected = (batch_size, int(horizon or (actions.shape[1] if actions.dim() > 1 else 1)))
-    expected += (world_model.action_space_size, ) if continuous else ()
-    if tuple(actions.shape) != expected:
-        raise ValueError(f'actions have the shape {tuple(actions.shape)}: needed is {expected} (rows, steps'
-                         f'{", width" if continuous else ""})')
-    if not continuous and not 0 <= int(actions.min()) <= int(actions.max()) < world_model.action_space_size:
+    needed: list[Any] = [rows, 'steps' if horizon is None else horizon]
+    needed += [world_model.action_space_size] if continuous else []
+    if actions.dim() != len(needed) or actions.numel() == 0 or any(
+            have != need for have, need in zip(actions.shape, needed) if need != 'steps'
+    ):
+        raise ValueError(
+            f"actions have the shape {tuple(actions.shape)}: needed is ({', '.join(map(str, needed))})"
+        )
+    if continuous:
+        return
+    if actions.is_floating_point():
+        raise ValueError(f'actions are of {actions.dtype}: a discrete action is an integer')
+    if not 0 <= int(actions.min()) <= int(actions.max()) < world_model.action_space_size:
         raise ValueError(f'actions lie between {int(actions.min())} and {int(actions.max())}: allowed are 0 to '
                          f'{world_model.action_space_size - 1}')
-    return expected[1]
 
 
 def roll_out(
-        world_model: Any, context: ContextBatch, policy: torch.Tensor, timesteps: np.ndarray, depths: np.ndarray,
-        window: ContextWindow, positions: SearchPositions, actions: Optional[torch.Tensor], horizon: int, choose: str,
-        generator: Optional[torch.Generator]
+        model: CachedModel, contexts: Sequence[Context], policy: torch.Tensor, timesteps: np.ndarray,
+        depths: np.ndarray, store: TokenStore, window: ContextWindow, positions: SearchPositions,
+        actions: Optional[torch.Tensor], horizon: int, choose: str, generator: Optional[torch.Generator]
 ) -> Imagination:
     """
     Overview:
         Go on from a batch of contexts.
     Arguments:
-        - world_model (:obj:`WorldModel`): The model.
-        - context (:obj:`ContextBatch`): The rows, changed in place.
+        - model (:obj:`CachedModel`): The model.
+        - contexts (:obj:`Sequence[Context]`): One per row, held by the caller, who gives them away.
         - policy (:obj:`torch.Tensor`): Policy logits at the ends of the contexts, :math:`(B, ...)`.
         - timesteps (:obj:`np.ndarray`): Timesteps of the rows' roots, :math:`(B, )`.
         - depths (:obj:`np.ndarray`): Actions between the roots and the ends of the contexts, :math:`(B, )`.
+        - store (:obj:`TokenStore`): Where the contexts lie.
         - window (:obj:`ContextWindow`): Keeps the contexts inside the model's window.
         - positions (:obj:`SearchPositions`): Rotary positions.
         - actions, horizon, choose, generator: As ``KVCacheWorldModelMixin.imagine``.
     """
     steps = []
     for step in range(horizon):
-        action = _choose(world_model, policy, choose, generator) if actions is None else actions[:, step]
+        action = _choose(model.world_model, policy, choose, generator) if actions is None else actions[:, step]
         rotary = None
-        if world_model.config.rotary_emb:
+        if model.uses_rotary:
             of_action, of_latent = positions.of_expansion(timesteps, depths + step, (), False)
-            rotary = np.column_stack([of_action, of_latent[:, None] + np.arange(world_model.num_observations_tokens)])
-        _, latents, (reward, policy, value) = predict_next_state(world_model, context, action, rotary)
-        window.apply(world_model, context)
+            rotary = np.column_stack([of_action, of_latent[:, None] + np.arange(model.num_observations_tokens)])
+        try:
+            with store.gather(contexts, 1 + model.num_observations_tokens, model.like) as batch:
+                _, latents, (reward, policy, value) = model.predict_next_state(batch, action, rotary)
+                longer = window.add(model, batch)
+        finally:
+            store.release(contexts)
+        contexts = longer
         policy = policy[:, 0]
-        steps.append((latents, _scalars(world_model, reward), _scalars(world_model, value), policy, action))
+        steps.append((
+            latents, _scalars(model.world_model, reward), _scalars(model.world_model, value), policy, action
+        ))
+    store.release(contexts)
     return Imagination(*(torch.stack(column, dim=1) for column in zip(*steps)))
 
 

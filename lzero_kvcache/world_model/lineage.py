@@ -1,9 +1,36 @@
 """What a search's nodes descend from: enough to compute any evicted context again."""
+from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
 import torch
 from lzero.model.unizero_world_models.utils import hash_state
+
+from ..store import Context
+from .histories import EnvironmentHistory
+
+
+class SearchStep:
+    """
+    Overview:
+        What one inference of a search has made, one node per row.
+    Arguments:
+        - latents (:obj:`np.ndarray`): Latent states, :math:`(B, num_observations_tokens, E)`.
+        - policies (:obj:`Optional[torch.Tensor]`): Policy logits, :math:`(B, ...)`; None where no inference has
+            predicted the states.
+        - actions (:obj:`Optional[torch.Tensor]`): The actions that led to them, :math:`(B, ...)`; None for roots.
+        - positions (:obj:`Optional[np.ndarray]`): Rotary positions of action and latent state, :math:`(B, num_tokens)`.
+    """
+    __slots__ = ('latents', 'policies', 'actions', 'positions')
+
+    def __init__(
+            self, latents: np.ndarray, policies: Optional[torch.Tensor], actions: Optional[torch.Tensor] = None,
+            positions: Optional[np.ndarray] = None
+    ) -> None:
+        self.latents = latents
+        self.policies = policies
+        self.actions = actions
+        self.positions = positions
 
 
 class SearchNode:
@@ -12,51 +39,44 @@ class SearchNode:
         One node of a search tree, as the cache knows it.
     Arguments:
         - key (:obj:`str`): Its key in the pools.
-        - row (:obj:`int`): Its row in the search's batch.
+        - row (:obj:`int`): Its row in the inference that made it.
         - depth (:obj:`int`): Actions since the root.
-        - latents (:obj:`np.ndarray`): The latent states of the inference that made it,
-            :math:`(B, num_observations_tokens, E)`, of which its own is ``latents[row]``.
+        - step (:obj:`SearchStep`): That inference.
+        - tree (:obj:`int`): Its root's row.
         - parent (:obj:`Optional[SearchNode]`): None for a root.
-        - actions (:obj:`Optional[torch.Tensor]`): The actions of that inference, its own being ``actions[row]``.
-        - positions (:obj:`Optional[np.ndarray]`): Rotary positions of its tokens, :math:`(num_tokens, )`.
-        - env_id (:obj:`Optional[int]`): The environment whose init pool holds the context, for a root that has one.
         - priority (:obj:`Optional[float]`): What it is worth to a strategy that evicts by priority.
-        - policies (:obj:`Optional[torch.Tensor]`): The policy logits of that inference, :math:`(B, ...)`, its own being
-            ``policies[row]``; None for a node that no inference has predicted.
-        - context (:obj:`Optional[int]`): The store's handle of a root's context, which outlives its eviction.
+        - env_id (:obj:`Optional[int]`): The environment whose init pool holds the context, for a root that has one.
+        - history (:obj:`Optional[EnvironmentHistory]`): The episode that such a root is the last step of.
     """
-    __slots__ = (
-        'key', 'row', 'depth', 'latents', 'parent', 'actions', 'positions', 'env_id', 'priority', 'policies', 'context'
-    )
+    __slots__ = ('key', 'row', 'depth', 'step', 'tree', 'parent', 'priority', 'env_id', 'history', 'context')
 
     def __init__(
             self,
             key: str,
             row: int,
             depth: int,
-            latents: np.ndarray,
+            step: SearchStep,
+            tree: int,
             parent: Optional['SearchNode'] = None,
-            actions: Optional[torch.Tensor] = None,
-            positions: Optional[np.ndarray] = None,
-            env_id: Optional[int] = None,
             priority: Optional[float] = None,
-            policies: Optional[torch.Tensor] = None,
+            env_id: Optional[int] = None,
+            history: Optional[EnvironmentHistory] = None,
     ) -> None:
         self.key = key
         self.row = row
         self.depth = depth
-        self.latents = latents
+        self.step = step
+        self.tree = tree
         self.parent = parent
-        self.actions = actions
-        self.positions = positions
-        self.env_id = env_id
         self.priority = priority
-        self.policies = policies
-        self.context: Optional[int] = None
+        self.env_id = env_id
+        self.history = history
+        # A root's, which outlives its eviction.
+        self.context: Optional[Context] = None
 
     @property
     def latent(self) -> np.ndarray:
-        return self.latents[self.row]
+        return self.step.latents[self.row]
 
 
 class SearchLineage:
@@ -66,79 +86,88 @@ class SearchLineage:
     Arguments:
         - phase (:obj:`str`): 'collect', 'eval' or 'reanalyze'.
         - timesteps (:obj:`np.ndarray`): Timesteps of the roots, :math:`(B, )`.
+
+    ``roots`` are its nodes without a parent.
     """
 
     def __init__(self, phase: str, timesteps: np.ndarray) -> None:
         self.phase = phase
         self.timesteps = timesteps
-        self.batch_size = len(timesteps)
-        self._nodes: dict[tuple[int, str], SearchNode] = {}
-        self._copies: dict[tuple[int, str], int] = {}
+        self.roots: list[SearchNode] = []
+        self._trees: list[dict[bytes, SearchNode]] = [{} for _ in timesteps]
+        self._copies: dict[tuple[int, bytes], int] = {}
 
-    def find(self, row: int, latent: np.ndarray) -> Optional[SearchNode]:
+    def find(self, row: int, name: bytes) -> Optional[SearchNode]:
         """
         Overview:
             The node that a search means by a latent state.
         Arguments:
-            - row (:obj:`int`): The row in the search's batch.
-            - latent (:obj:`np.ndarray`): The latent state as it was handed to the search,
-                :math:`(num_observations_tokens, E)`.
+            - row (:obj:`int`): The row in the batch, in which its root is, too, unless the batch is another choice of
+                the search's rows.
+            - name (:obj:`bytes`): The latent state as it was handed to the search.
         Returns:
-            - node (:obj:`Optional[SearchNode]`): The node, or None if this search has none with that latent state.
+            - node (:obj:`Optional[SearchNode]`): The node, or None if no tree, or several other ones, have it.
         """
-        return self._nodes.get((row, hash_state(latent)))
+        node = self._trees[row].get(name) if row < len(self._trees) else None
+        if node is not None:
+            return node
+        elsewhere = [tree[name] for tree in self._trees if name in tree]
+        return elsewhere[0] if len(elsewhere) == 1 else None
 
-    def distinct_latents(self, latents: np.ndarray) -> np.ndarray:
+    def name_latents(self, latents: np.ndarray, trees: Sequence[int]) -> tuple[np.ndarray, list[bytes]]:
         """
         Overview:
-            Make every row's latent state unlike those of the row's earlier nodes. The search names a node by nothing
-            but its latent state, and a model may predict the same one for different nodes (a freshly initialised model
-            always does); such a copy is told apart by the last bits of its largest element.
+            Names for new nodes. The search names a node by nothing but its latent state, and a model may predict the
+            same one for different nodes of a tree (a freshly initialised model always does); such a copy is told apart
+            by the last bits of its largest element.
         Arguments:
             - latents (:obj:`np.ndarray`): Predicted latent states, :math:`(B, num_observations_tokens, E)`.
+            - trees (:obj:`Sequence[int]`): The tree of each.
         Returns:
             - latents (:obj:`np.ndarray`): The same array, or a changed copy where a row had to differ.
+            - names (:obj:`List[bytes]`): One per row, which no earlier node of the tree has.
         """
+        names = [latent.tobytes() for latent in latents]
         distinct = latents
-        for row in range(len(latents)):
-            name = (row, hash_state(latents[row]))
-            if name not in self._nodes:
+        for row, tree in enumerate(trees):
+            nodes = self._trees[tree]
+            if names[row] not in nodes:
                 continue
             if distinct is latents:
                 distinct = latents.copy()
+            copies = (tree, names[row])
             largest = int(np.abs(latents[row]).argmax())
             bits = distinct[row].reshape(-1).view(f'i{latents.itemsize}')
-            while (row, hash_state(distinct[row])) in self._nodes:
-                self._copies[name] = self._copies.get(name, 0) + 1
-                bits[largest] = latents[row].reshape(-1).view(bits.dtype)[largest] + self._copies[name]
-        return distinct
+            while names[row] in nodes:
+                self._copies[copies] = self._copies.get(copies, 0) + 1
+                bits[largest] = latents[row].reshape(-1).view(bits.dtype)[largest] + self._copies[copies]
+                names[row] = distinct[row].tobytes()
+        return distinct, names
 
-    def add(self, node: SearchNode, latent: np.ndarray) -> None:
+    def add(self, node: SearchNode, name: bytes) -> None:
         """
         Overview:
-            Let a node be found by a latent state.
+            Let a node be found.
         Arguments:
             - node (:obj:`SearchNode`): The node.
-            - latent (:obj:`np.ndarray`): What the search is given for it, of ``distinct_latents``.
+            - name (:obj:`bytes`): Its latent state, as the search is given it.
         """
-        self._nodes[(node.row, hash_state(latent))] = node
+        while node.tree >= len(self._trees):
+            self._trees.append({})
+        self._trees[node.tree][name] = node
+        if node.parent is None:
+            self.roots.append(node)
 
-    def node_key(self, scope: str, depth: int, latent: np.ndarray) -> str:
-        """
-        Overview:
-            A key that no other environment, depth or latent state shares.
-        Arguments:
-            - scope (:obj:`str`): What sets one environment's contexts apart from another's.
-            - depth (:obj:`int`): Actions since the root.
-            - latent (:obj:`np.ndarray`): The latent state, hashed by LightZero's ``hash_state``.
-        Returns:
-            - key (:obj:`str`): The key.
-        """
-        return f'{scope}/{depth}/{hash_state(latent)}'
 
-    def nodes(self) -> list[SearchNode]:
-        """
-        Overview:
-            All nodes of the search.
-        """
-        return list(self._nodes.values())
+def node_key(scope: str, depth: int, latent: np.ndarray) -> str:
+    """
+    Overview:
+        A key that no other environment, depth or latent state shares.
+    Arguments:
+        - scope (:obj:`str`): What sets one root's nodes apart from another's.
+        - depth (:obj:`int`): Actions since the root.
+        - latent (:obj:`np.ndarray`): The latent state, hashed by LightZero's ``hash_state``.
+    Returns:
+        - key (:obj:`str`): The key.
+    """
+    return f'{scope}/{depth}/{hash_state(latent)}'

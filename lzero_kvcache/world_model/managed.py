@@ -2,26 +2,30 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from types import SimpleNamespace
 from typing import Any, Optional
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
+from ..checks import choices
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
-from ..store import ContextBatch, ContextShape, ContextStore
-from .cached_transformer import ContextWindow, embed_actions, extend
-from .contexts import NodeContexts, RebuildStats, like_parameters
-from .histories import EnvironmentHistories, EnvironmentHistory, RootStats, stack_actions
+from ..store import Context, TokenShape, TokenStore
+from .cached_model import CachedModel, Predictions
+from .contexts import NodeContexts
+from .histories import EnvironmentHistories, EnvironmentHistory, RebuildStats, RootStats, stack_actions
 from .imagination import Imagination, check_rollout, roll_out
-from .lineage import SearchLineage, SearchNode
+from .lineage import SearchLineage, SearchNode, SearchStep, node_key
 from .positions import SearchPositions, host_timesteps
-from .predictions import Predictions, predict_next_state, predict_policy_and_value
 from .scores import Score, scores_of
+from .weights import WeightsWatch
+from .window import ContextWindow
 
 logger = logging.getLogger('lzero_kvcache')
+
+PHASES = ('collect', 'eval')
 
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -34,9 +38,15 @@ class RootEnvironments:
     Arguments:
         - phase (:obj:`str`): 'collect' or 'eval', whose episodes are kept apart.
         - env_ids (:obj:`Optional[Tuple[int, ...]]`): The environment of each row; None: row i is environment i.
+    Raises:
+        - ValueError: On another phase.
     """
     phase: str = 'collect'
     env_ids: Optional[tuple[int, ...]] = None
+
+    def __post_init__(self) -> None:
+        if self.phase not in PHASES:
+            raise ValueError(f'phase is {self.phase!r}: {choices(self.phase, PHASES)}')
 
     def ids_of(self, batch_size: int) -> tuple[int, ...]:
         """
@@ -75,32 +85,46 @@ class ManagedInference:
         self.context_lengths = np.zeros(0, dtype=np.int64)
         self.weights_generation = 0
         self._num_observations_tokens = world_model.num_observations_tokens
-        self._window = ContextWindow(world_model.context_length, config.window)
         self._positions = SearchPositions(config.rope_positions)
-        self.store = ContextStore(ContextShape(
+        self.store = TokenStore(TokenShape(
             num_layers=world_model.num_layers,
             num_heads=world_model.num_heads,
-            capacity=self._window.longest_context(self._num_observations_tokens),
             head_dim=world_model.embed_dim // world_model.num_heads,
-            keep_tokens=config.window == 'rebuild',
+            keep_embeddings=config.window == 'rebuild',
         ))
+        self._window = ContextWindow(world_model.context_length, config.window, self.store)
         self.manager = KVCacheManager(
             SimpleNamespace(
                 kv_cache=config, num_simulations=num_simulations, game_segment_length=game_segment_length
-            ), env_num, on_release=self.store.release
+            ), env_num, on_release=self.store.release, measure=self.store.kv_bytes
         )
         self._scores = scores_of(config)
         lossless = config.on_miss == 'rebuild'
-        self._contexts = NodeContexts(self.manager, self.store, self._window, self._positions, lossless)
-        tokens_per_step = 1 + self._num_observations_tokens
         self.histories = EnvironmentHistories(
             self.manager, self.store,
-            num_observations=1 + max(0, self._window.kept - self._num_observations_tokens) // tokens_per_step,
-            lossless=lossless, rope_positions=config.rope_positions, rebuild_stats=self._contexts.rebuild_stats
+            num_observations=1 + self._window.limit // (1 + self._num_observations_tokens),
+            num_observations_tokens=self._num_observations_tokens, lossless=lossless,
+            rope_positions=config.rope_positions
+        )
+        self._contexts = NodeContexts(
+            self.manager, self.store, self._window, self._positions, self.histories, lossless
         )
         self._lineage: Optional[SearchLineage] = None
-        self._weights: Optional[tuple] = None
+        self._search_generation = 0
+        self._last_missing: frozenset[int] = frozenset()
+        self._model: Optional[CachedModel] = None
+        self._weights = WeightsWatch()
         self._has_met_unknown_node = False
+
+    @property
+    def rows_begun_anew(self) -> frozenset[int]:
+        """
+        Overview:
+            Rows of the last inference whose contexts, with ``on_miss='reset'``, began anew.
+        """
+        if self.config.on_miss == 'rebuild':
+            return frozenset()
+        return self._last_missing
 
     @property
     def rebuild_stats(self) -> RebuildStats:
@@ -108,7 +132,7 @@ class ManagedInference:
         Overview:
             What misses have cost so far.
         """
-        return self._contexts.rebuild_stats
+        return self.histories.rebuild_stats
 
     @property
     def root_stats(self) -> RootStats:
@@ -138,6 +162,7 @@ class ManagedInference:
         if obs_act_dict['current_obs'] is not None:
             return self._predict_roots(world_model, obs_act_dict, start_pos, roots)
         outputs, latents = world_model.reset_for_initial_inference(obs_act_dict, start_pos)
+        self._current_model(world_model)
         if world_model.reanalyze_phase:
             self._begin_reanalysis(latents, outputs.logits_policy, host_timesteps(start_pos, len(latents)))
         return (
@@ -147,7 +172,7 @@ class ManagedInference:
     def _predict_roots(
             self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments
     ) -> Outputs:
-        self._drop_outdated_contexts(world_model)
+        model = self._current_model(world_model)
         current = obs_act_dict['current_obs']
         batch_size = len(current)
         timesteps = host_timesteps(start_pos, batch_size)
@@ -157,37 +182,33 @@ class ManagedInference:
 
         histories = [self.histories.of(roots.phase, env_id) for env_id in env_ids]
         self.histories.meet(histories, obs_act_dict['obs'], timesteps, first_steps)
-        context = self.histories.resume(world_model, histories, env_ids)
-        self.context_lengths = context.lengths
-        latents = world_model.tokenizer.encode_to_obs_embeddings(current)
+        latents = model.embed_observations(current)
         continuing = [row for row in range(batch_size) if not first_steps[row]]
-        tokens, positions, counts = self._root_tokens(
-            world_model, latents, obs_act_dict['action'], timesteps, continuing
-        )
-        hidden = extend(world_model, context, tokens, positions, counts)
-        last_tokens = torch.as_tensor(counts, device=hidden.device)[:, None] + torch.arange(
-            -self._num_observations_tokens, 0, device=hidden.device
-        )
-        hidden = hidden.gather(1, last_tokens[:, :, None].expand(-1, -1, hidden.shape[-1]))
-        policy, value = predict_policy_and_value(world_model, hidden[:, -1:])
-        self._window.apply(world_model, context)
+        tokens, positions, counts = self._root_tokens(model, latents, obs_act_dict['action'], timesteps, continuing)
+        with self.histories.resume(model, histories, env_ids) as batch:
+            self._last_missing = self.histories.last_missing
+            self.context_lengths = batch.lengths
+            hidden = model.append(batch, tokens, positions, counts)[:, -self._num_observations_tokens:]
+            contexts = self._window.add(model, batch)
+        policy, value = model.policy_and_value(hidden[:, -1:])
 
         for row, history in enumerate(histories):
-            history.append(current[row], obs_act_dict['action'][row], int(timesteps[row]))
+            history.append(current[row], obs_act_dict['action'][row], int(timesteps[row]), len(contexts[row]))
         reward = value.new_zeros(batch_size, 1, world_model.support_size)
         self._begin_search(
-            SearchLineage(roots.phase, timesteps), latents, histories, env_ids, context,
+            SearchLineage(roots.phase, timesteps), latents, histories, env_ids, contexts,
             Predictions(reward, policy, value)
         )
+        self.store.release(contexts)
         return hidden, latents, reward[:, :0], policy, value
 
     def _begin_reanalysis(self, latents: torch.Tensor, policies: torch.Tensor, timesteps: np.ndarray) -> None:
-        self._end_search()
-        self._lineage = SearchLineage('reanalyze', timesteps)
+        self._start_search(SearchLineage('reanalyze', timesteps))
         on_host = _copy_to_host(latents)
-        for row in range(len(on_host)):
-            key = self._lineage.node_key(f'reanalyze/{row}', 0, on_host[row])
-            self._lineage.add(SearchNode(key, row, 0, on_host, policies=policies), on_host[row])
+        step = SearchStep(on_host, policies)
+        for row, latent in enumerate(on_host):
+            node = SearchNode(node_key(f'reanalyze/{row}', 0, latent), row, 0, step, tree=row)
+            self._lineage.add(node, latent.tobytes())
 
     def recurrent(
             self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
@@ -208,20 +229,22 @@ class ManagedInference:
             - outputs (:obj:`Tuple`): Hidden state, next latent states :math:`(B, num_observations_tokens, E)`, reward,
                 policy and value logits :math:`(B, 1, ...)`.
         """
+        model = self._model_of_search(world_model)
         latents, actions = state_action_history[-1]
         if isinstance(latents, torch.Tensor):
             latents = latents.detach().cpu().numpy()
-        actions = torch.as_tensor(actions, device=like_parameters(world_model).device)
+        actions = torch.as_tensor(actions, device=model.like.device)
         timesteps = host_timesteps(start_pos, len(latents))
         parents = self.nodes_of(latents, search_depth)
         depths = np.asarray([parent.depth for parent in parents])
-        positions = self._expansion_positions(world_model, timesteps, depths, search_depth)
-        context = self._contexts.of(world_model, parents, timesteps)
-        self.context_lengths = context.lengths
-
-        hidden, next_latents, predictions = predict_next_state(world_model, context, actions, positions)
-        self._window.apply(world_model, context)
-        next_latents = self._add_nodes(parents, next_latents, actions, positions, context, predictions)
+        positions = self._expansion_positions(model, timesteps, depths, search_depth)
+        with self._contexts.of(model, parents, timesteps) as batch:
+            self._last_missing = self._contexts.last_missing
+            self.context_lengths = batch.lengths
+            hidden, next_latents, predictions = model.predict_next_state(batch, actions, positions)
+            contexts = self._window.add(model, batch)
+        next_latents = self._add_nodes(parents, next_latents, actions, positions, contexts, predictions)
+        self.store.release(contexts)
         return hidden, next_latents, predictions.reward, predictions.policy, predictions.value
 
     def imagine(
@@ -232,39 +255,40 @@ class ManagedInference:
         Overview:
             Roll out in latent space. Arguments, result and errors as ``KVCacheWorldModelMixin.imagine``.
         """
-        horizon = check_rollout(world_model, len(obs_or_latent), actions, horizon, choose)
-        self._drop_outdated_contexts(world_model)
-        like = like_parameters(world_model)
-        start = torch.as_tensor(obs_or_latent).to(like)
-        latents = start
-        if start.shape[1:] != (self._num_observations_tokens, world_model.embed_dim):
-            latents = world_model.tokenizer.encode_to_obs_embeddings(start)
-        timesteps = host_timesteps(0 if start_pos is None else start_pos, len(latents)).copy()
-        context = self.store.empty(len(latents), like)
-        positions = None
-        if world_model.config.rotary_emb:
-            positions = 2 * timesteps[:, None] + np.arange(self._num_observations_tokens)
-        hidden = extend(world_model, context, latents, positions)
-        policy = predict_policy_and_value(world_model, hidden[:, -1:])[0][:, 0]
+        horizon = check_rollout(world_model, obs_or_latent, actions, horizon, choose, start_pos)
+        model = self._current_model(world_model)
+        latents = torch.as_tensor(obs_or_latent).to(model.like)
+        if latents.shape[1:] != (self._num_observations_tokens, world_model.embed_dim):
+            latents = model.embed_observations(latents)
+        timesteps = host_timesteps(start_pos or 0 if np.ndim(start_pos) == 0 else start_pos, len(latents)).copy()
+        positions = 2 * timesteps[:, None] + np.arange(self._num_observations_tokens)
+        with self.store.gather([None] * len(latents), self._num_observations_tokens, model.like) as batch:
+            hidden = model.append(batch, latents, positions)
+            contexts = self.store.add(batch)
+        policy = model.policy_and_value(hidden[:, -1:])[0][:, 0]
         depths = np.zeros(len(latents), dtype=np.int64)
-        known = self._known_nodes(latents)
+        known = {
+            row: node for row, node in enumerate(self._known_nodes(_copy_to_host(latents)))
+            if node is not None and node.step.policies is not None
+            and self._search_generation == self.weights_generation
+        }
         if known:
             rows, nodes = list(known), list(known.values())
-            if start_pos is None:
-                timesteps[rows] = self._lineage.timesteps[rows]
-            context.assign(rows, self._contexts.of(world_model, nodes, timesteps[rows]))
-            policy[rows] = torch.stack([node.policies[node.row] for node in nodes])
+            timesteps[rows] = self._lineage.timesteps[[node.tree for node in nodes]]
+            self.store.release([contexts[row] for row in rows])
+            for row, context in zip(rows, self._contexts.peek(model, nodes, timesteps[rows])):
+                contexts[row] = context
+            policy[rows] = torch.stack([node.step.policies[node.row] for node in nodes])
             depths[rows] = [node.depth for node in nodes]
         return roll_out(
-            world_model, context, policy, timesteps, depths, self._window, self._positions, actions, horizon, choose,
-            generator
+            model, contexts, policy, timesteps, depths, self.store, self._window, self._positions, actions, horizon,
+            choose, generator
         )
 
-    def _known_nodes(self, latents: torch.Tensor) -> dict[int, SearchNode]:
-        if self._lineage is None or self._lineage.batch_size != len(latents):
-            return {}
-        found = {row: self._lineage.find(row, latent) for row, latent in enumerate(_copy_to_host(latents))}
-        return {row: node for row, node in found.items() if node is not None and node.policies is not None}
+    def _known_nodes(self, latents: np.ndarray) -> list[Optional[SearchNode]]:
+        if self._lineage is None:
+            return [None] * len(latents)
+        return [self._lineage.find(row, latent.tobytes()) for row, latent in enumerate(latents)]
 
     def forget(self, phase: str, env_ids: Optional[Sequence[int]] = None) -> None:
         """
@@ -279,9 +303,11 @@ class ManagedInference:
     def clear(self) -> None:
         """
         Overview:
-            Remove every entry of every pool. Running episodes and a running search go on: what they miss is rebuilt.
+            Drop every context, and whatever else was made of the weights. Running episodes and a running search go on:
+            what they miss is computed again.
         """
-        self.manager.clear_all()
+        self._drop_contexts()
+        self._model = None
 
     def leave_device(self) -> None:
         """
@@ -290,74 +316,93 @@ class ManagedInference:
             dtype.
         """
         self._drop_contexts()
-        self.histories.forget_all()
+        self._end_search()
+        self._model = None
         self.store.drop_memory()
 
+    def _current_model(self, world_model: Any) -> CachedModel:
+        if self._weights.have_changed(world_model) or self._model is None:
+            self._weights.remember(world_model)
+            self._renew_model(world_model)
+        return self._model
+
+    def _model_of_search(self, world_model: Any) -> CachedModel:
+        if self._model is None or self._weights.may_have_changed():
+            return self._current_model(world_model)
+        return self._model
+
+    def _renew_model(self, world_model: Any) -> None:
+        self.weights_generation += 1
+        self._drop_contexts()
+        num_places = self._window.longest_context(self._num_observations_tokens)
+        self._model = CachedModel(world_model, num_places, self._window.moves_tokens)
+        self.store.place_offsets = self._model.place_offsets
+
     def _drop_contexts(self) -> None:
-        self._end_search()
+        """Of a running search the lineage stays, from which its contexts are computed again."""
         self.manager.clear_all()
+        self._unpin_roots()
         for history in self.histories:
             self.histories.hold(history, None)
 
-    def _drop_outdated_contexts(self, world_model: Any) -> None:
-        tensors = chain(world_model.parameters(), world_model.buffers())
-        weights = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
-        if weights != self._weights:
-            self.weights_generation += 1
-            self._drop_contexts()
-        self._weights = weights
+    def _unpin_roots(self) -> None:
+        for node in [] if self._lineage is None else self._lineage.roots:
+            if node.context is not None:
+                self.store.release([node.context])
+                node.context = None
+
+    def __getstate__(self) -> dict:
+        # What is made of the weights is made anew by a copy, whose weights are its own.
+        return dict(self.__dict__, _model=None, _weights=WeightsWatch())
+
+    def _start_search(self, lineage: SearchLineage) -> None:
+        self._end_search()
+        self._lineage = lineage
+        self._search_generation = self.weights_generation
 
     def _end_search(self) -> None:
         self.manager.clear_recur_cache()
         self.manager.wm_pool.clear()
-        if self._lineage is not None:
-            for node in self._lineage.nodes():
-                if node.context is not None:
-                    self.store.release(node.context)
+        self._unpin_roots()
         self._lineage = None
 
     def _root_tokens(
-            self, world_model: Any, latents: torch.Tensor, actions: Sequence[Any], timesteps: np.ndarray,
+            self, model: CachedModel, latents: torch.Tensor, actions: Sequence[Any], timesteps: np.ndarray,
             continuing: Sequence[int]
-    ) -> tuple[torch.Tensor, Optional[np.ndarray], np.ndarray]:
-        batch_size, num_latents, embed_dim = latents.shape
+    ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
+        batch_size, num_latents, _ = latents.shape
         counts = np.full(batch_size, num_latents)
-        positions = 2 * timesteps[:, None] + np.arange(num_latents)
-        tokens = latents
+        tokens, positions = latents, 2 * timesteps[:, None] + np.arange(num_latents)
         if continuing:
             counts[continuing] += 1
-            tokens = torch.cat([latents, latents.new_zeros(batch_size, 1, embed_dim)], dim=1)
-            positions = np.pad(positions, ((0, 0), (0, 1)))
-            action_tokens = embed_actions(
-                world_model, stack_actions([actions[row] for row in continuing], latents.device)
+            tokens = F.pad(latents, (0, 0, 1, 0))
+            tokens[continuing, :1] = model.embed_actions(
+                stack_actions([actions[row] for row in continuing], latents.device)
             )
-            tokens[continuing] = torch.cat([action_tokens, latents[continuing]], dim=1)
-            positions[continuing] = 2 * timesteps[continuing, None] + np.arange(-1, num_latents)
-        return tokens, positions if world_model.config.rotary_emb else None, counts
+            positions = 2 * timesteps[:, None] + np.arange(-1, num_latents)
+        return tokens, positions, counts
 
     def _begin_search(
             self, lineage: SearchLineage, latents: torch.Tensor, histories: Sequence[EnvironmentHistory],
-            env_ids: Sequence[int], context: ContextBatch, predictions: Predictions
+            env_ids: Sequence[int], contexts: Sequence[Context], predictions: Predictions
     ) -> None:
-        self._end_search()
-        self._lineage = lineage
+        self._start_search(lineage)
         on_host = _copy_to_host(latents)
-        depths = np.zeros(len(histories), dtype=np.int64)
-        priorities = _priorities(self._scores['init_pool'], depths, predictions)
+        priorities = _priorities(self._scores['init_pool'], [0] * len(histories), predictions)
         nodes = []
+        step = SearchStep(on_host, predictions.policy[:, 0])
         for row, history in enumerate(histories):
             history.roots += 1
-            history.key = self._lineage.node_key(f'{history.scope}/{history.roots}', 0, on_host[row])
+            history.key = node_key(f'{history.scope}/{history.roots}', 0, on_host[row])
             nodes.append(SearchNode(
-                history.key, row, 0, on_host, env_id=env_ids[row], priority=priorities[row],
-                policies=predictions.policy[:, 0]
+                history.key, row, 0, step, row, priority=priorities[row], env_id=env_ids[row], history=history
             ))
-            self._lineage.add(nodes[row], on_host[row])
-        handles = self._contexts.cache(nodes, context)
-        for history, node, handle in zip(histories, nodes, handles):
-            self.histories.hold(history, handle)
+            self._lineage.add(nodes[row], on_host[row].tobytes())
+        self._contexts.cache(nodes, contexts)
+        for history, node, context in zip(histories, nodes, contexts):
+            self.histories.hold(history, context)
             if self.config.on_miss == 'rebuild':
-                node.context = self.store.retain(handle)
+                node.context = self.store.retain(context)
 
     def nodes_of(self, latents: np.ndarray, search_depth: Sequence[int]) -> list[SearchNode]:
         """
@@ -369,16 +414,13 @@ class ManagedInference:
         Returns:
             - nodes (:obj:`List[SearchNode]`): A latent state that this search has not met becomes a node of its own.
         """
-        if self._lineage is None or self._lineage.batch_size != len(latents):
-            self._end_search()
-            self._lineage = SearchLineage('unknown', np.zeros(len(latents), dtype=np.int64))
-        parents = []
-        for row, latent in enumerate(latents):
-            node = self._lineage.find(row, latent)
-            if node is None:
-                node = self._unknown_node(row, latents, search_depth)
-            parents.append(node)
-        return parents
+        parents = self._known_nodes(latents)
+        if self._lineage is None or (self._lineage.phase == 'unknown' and not any(parents)):
+            self._start_search(SearchLineage('unknown', np.zeros(len(latents), dtype=np.int64)))
+        return [
+            self._unknown_node(row, latents, search_depth) if parent is None else parent
+            for row, parent in enumerate(parents)
+        ]
 
     def _unknown_node(self, row: int, latents: np.ndarray, search_depth: Sequence[int]) -> SearchNode:
         if not self._has_met_unknown_node:
@@ -388,15 +430,16 @@ class ManagedInference:
                 'from that latent state alone. Said once.'
             )
         depth = max(0, int(search_depth[row]) - 1) if len(search_depth) else 0
-        key = self._lineage.node_key(f'unknown/{row}', depth, latents[row])
-        node = SearchNode(key, row, depth, latents)
-        self._lineage.add(node, latents[row])
+        node = SearchNode(
+            node_key(f'unknown/{row}', depth, latents[row]), row, depth, SearchStep(latents, None), tree=row
+        )
+        self._lineage.add(node, latents[row].tobytes())
         return node
 
     def _expansion_positions(
-            self, world_model: Any, timesteps: np.ndarray, depths: np.ndarray, search_depth: Sequence[int]
+            self, model: CachedModel, timesteps: np.ndarray, depths: np.ndarray, search_depth: Sequence[int]
     ) -> Optional[np.ndarray]:
-        if not world_model.config.rotary_emb:
+        if not model.uses_rotary:
             return None
         action, latent = self._positions.of_expansion(
             timesteps, depths, search_depth, self._lineage.phase == 'reanalyze'
@@ -405,28 +448,24 @@ class ManagedInference:
 
     def _add_nodes(
             self, parents: Sequence[SearchNode], latents: torch.Tensor, actions: torch.Tensor,
-            positions: Optional[np.ndarray], context: ContextBatch, predictions: Predictions
+            positions: Optional[np.ndarray], contexts: Sequence[Context], predictions: Predictions
     ) -> torch.Tensor:
         on_host = _copy_to_host(latents)
-        distinct = self._lineage.distinct_latents(on_host)
+        distinct, names = self._lineage.name_latents(on_host, [parent.tree for parent in parents])
         if distinct is not on_host:
             latents = torch.from_numpy(distinct).to(latents.device)
-        actions = actions.clone()
-        depths = np.asarray([parent.depth + 1 for parent in parents])
+        step = SearchStep(on_host, predictions.policy[:, 0], actions.clone(), positions)
+        depths = [parent.depth + 1 for parent in parents]
         priorities = _priorities(self._scores['recur_pool'], depths, predictions)
         nodes = []
         for row, parent in enumerate(parents):
-            scope = parent.key.rsplit('/', 2)[0]
-            node = SearchNode(
-                self._lineage.node_key(scope, parent.depth + 1, distinct[row]), row, parent.depth + 1, on_host,
-                parent=parent, actions=actions, positions=None if positions is None else positions[row],
-                priority=priorities[row], policies=predictions.policy[:, 0]
-            )
-            self._lineage.add(node, distinct[row])
+            key = node_key(parent.key.rsplit('/', 2)[0], depths[row], distinct[row])
+            node = SearchNode(key, row, depths[row], step, parent.tree, parent, priorities[row])
+            self._lineage.add(node, names[row])
             nodes.append(node)
-        self._contexts.cache(nodes, context)
+        self._contexts.cache(nodes, contexts)
         self._contexts.keep_last_inference(
-            nodes, context, _priorities(self._scores['wm_pool'], depths, predictions)
+            nodes, contexts, _priorities(self._scores['wm_pool'], depths, predictions)
         )
         return latents
 
@@ -448,11 +487,11 @@ def is_first_step(action: Any, world_model: Any) -> bool:
     return int(action) == -1
 
 
-def _priorities(score: Optional[Score], depths: np.ndarray, predictions: Predictions) -> Sequence[Optional[float]]:
+def _priorities(score: Optional[Score], depths: Sequence[int], predictions: Predictions) -> Sequence[Optional[float]]:
     if score is None:
         return [None] * len(depths)
     reward, policy, value = (logits.flatten(1) for logits in predictions)
-    return score(depths, reward, policy, value)
+    return score(np.asarray(depths), reward, policy, value)
 
 
 def _check_rows(

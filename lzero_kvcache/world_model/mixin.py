@@ -116,7 +116,8 @@ class KVCacheWorldModelMixin:
         outputs = self._kv_cache_inference.recurrent(
             self, state_action_history, simulation_index, search_depth, start_pos
         )
-        self.latent_state = outputs[1]
+        # Not through the module's own setattr, which looks for parameters first and would show in every simulation.
+        vars(self)['latent_state'] = outputs[1]
         return outputs
 
     @torch.no_grad()
@@ -131,9 +132,10 @@ class KVCacheWorldModelMixin:
     ) -> Imagination:
         """
         Overview:
-            Roll the world model out on its own predictions. A latent state that the running search has returned goes
-            on from its cached context, as in that search; an observation, or any other latent state, begins a context
-            of its own. Each step equals a forward without a cache, as far as ``kv_cache.window`` does.
+            Roll the world model out on its own predictions, in eval mode. A latent state that the running search has
+            returned goes on from its cached context, as in that search; an observation, or any other latent state,
+            begins a context of its own. Each step equals a forward without a cache, as far as ``kv_cache.window`` does.
+            The pools and the running search stay as they are.
         Arguments:
             - obs_or_latent (:obj:`torch.Tensor`): Observations :math:`(B, ...)` or latent states
                 :math:`(B, num_observations_tokens, E)`.
@@ -141,8 +143,9 @@ class KVCacheWorldModelMixin:
                 :math:`(B, H, action_space_size)` for continuous ones; None: the policy head chooses them.
             - horizon (:obj:`Optional[int]`): Steps H; None: as many as there are actions.
             - choose (:obj:`str`): How the policy head chooses: 'greedy' takes the likeliest action, 'sample' draws one.
-            - start_pos (:obj:`Union[None, int, Sequence]`): Timesteps of the roots, one for all rows or :math:`(B, )`,
-                which rotary positions are counted from; None: the running search's, or 0.
+            - start_pos (:obj:`Union[None, int, Sequence]`): Timesteps, one for all rows or :math:`(B, )`, which rotary
+                positions are counted from where a context begins; None: 0. What goes on from a search keeps that
+                search's.
             - generator (:obj:`Optional[torch.Generator]`): Where 'sample' takes its random numbers from.
         Returns:
             - imagination (:obj:`Imagination`): Latent states, rewards, values, policy logits and actions.
@@ -152,7 +155,14 @@ class KVCacheWorldModelMixin:
         """
         if actions is not None:
             actions = torch.as_tensor(actions, device=self.transformer.ln_f.weight.device)
-        return self._kv_cache_inference.imagine(self, obs_or_latent, actions, horizon, choose, start_pos, generator)
+        was_training = self.training
+        self.eval()
+        try:
+            return self._kv_cache_inference.imagine(
+                self, obs_or_latent, actions, horizon, choose, start_pos, generator
+            )
+        finally:
+            self.train(was_training)
 
     def clear_caches(self) -> None:
         """

@@ -20,3 +20,18 @@ def bind_stock_names(world_model: Any, mode: str) -> None:
     world_model.keys_values_wm = None
     world_model.keys_values_wm_single_env = None
     world_model.keys_values_wm_single_env_tmp = None
+
+
+def count_queries(world_model: Any, queries: int, hits: int) -> None:
+    """
+    Overview:
+        Keep the stock code's counters of the search's queries.
+    Arguments:
+        - world_model (:obj:`WorldModel`): The world model.
+        - queries (:obj:`int`): Contexts that were asked for.
+        - hits (:obj:`int`): Contexts that were found.
+    """
+    # Not through the module's own setattr, which looks for parameters first and would show in every simulation.
+    counters = vars(world_model)
+    counters['total_query_count'] += queries
+    counters['hit_count'] += hits

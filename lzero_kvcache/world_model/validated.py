@@ -11,15 +11,14 @@ from lzero.model.unizero_world_models.utils import hash_state
 
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
-from .contexts import RebuildStats
-from .histories import RootStats
+from .histories import RebuildStats, RootStats
 from .imagination import Imagination
 from .managed import ManagedInference, Outputs, RootEnvironments, is_first_step
 from .positions import host_timesteps
 
 logger = logging.getLogger('lzero_kvcache')
 
-PADDED = 'unequal lengths: the release pads the shorter rows of a batch and lets the padding take attention'
+PADDED = 'stock fault: of unequal lengths the release pads the shorter rows and lets the padding take attention'
 NO_HISTORY = 'stock fault: the release has lost the history and starts over from the last observation'
 WRONG_ENTRY = "stock fault: the release's key leads to another step's or node's context"
 MIXED = 'stock fault: the release cannot take first steps and running episodes in one batch'
@@ -28,8 +27,10 @@ MISS = 'stock fault: the release has no entry for the node and would crash'
 OLD_WEIGHTS = 'stock fault: the release goes on from keys and values of other weights'
 STALE_TABLES = 'stock fault: the release shifted the window by position tables of other weights'
 PAST_WINDOW = "past the window: window='rebuild' is exact where the release approximates"
+MANY_TOKENS = 'stock fault: the release cannot search with observations of more than one token'
+BEGUN_ANEW = "on_miss='reset': the managed context has begun anew where the release still has its own"
 ALIGNED = "rope_positions='aligned' differs from the release by design"
-REANALYSIS = 'reanalysis: the release ignores its cache and starts over at every node'
+REANALYSIS = 'stock fault: in reanalysis the release ignores its cache and starts over at every node'
 
 
 class KVCacheMismatchError(RuntimeError):
@@ -96,6 +97,8 @@ class ValidatedInference:
         self._root_contexts: dict[tuple[int, int], StockContext] = {}
         self._node_contexts: dict[int, StockContext] = {}
         self._stock_latents: dict[str, np.ndarray] = {}
+        # Keys of nodes whose managed contexts began with their latent states.
+        self._begun_anew: set[str] = set()
         self._search_flaw: Optional[str] = MISS
         self._weights_generation = 0
         self._inferences = 0
@@ -135,7 +138,8 @@ class ValidatedInference:
         if obs_act_dict['current_obs'] is None:
             outputs = self.managed.initial(world_model, obs_act_dict, start_pos, roots)
             if world_model.reanalyze_phase:
-                self._begin_stock_search(outputs[1], tuple(range(len(outputs[1]))), None)
+                fault = MANY_TOKENS if world_model.num_observations_tokens > 1 else None
+                self._begin_stock_search(outputs[1], tuple(range(len(outputs[1]))), fault)
             return outputs
         batch_size = len(obs_act_dict['current_obs'])
         env_ids = roots.ids_of(batch_size)
@@ -151,6 +155,8 @@ class ValidatedInference:
             self.report.not_compared[fault] += batch_size
             return outputs
         flaws = self._root_flaws(world_model, obs_act_dict, owners)
+        for row in self.managed.rows_begun_anew:
+            flaws[row] = BEGUN_ANEW
         timesteps = [np.asarray(timestep) for timestep in host_timesteps(start_pos, batch_size)]
         stock = world_model.stock_initial_inference(obs_act_dict, timesteps)
         names = ('latent', 'policy', 'value')
@@ -178,6 +184,7 @@ class ValidatedInference:
             world_model, state_action_history, simulation_index, search_depth, start_pos
         )
         lengths = self.managed.context_lengths
+        self._begun_anew.update(parents[row].key for row in self.managed.rows_begun_anew)
         stock_latents = [self._stock_latents.get(parent.key) for parent in parents]
         fault = self._search_flaw
         if fault is None and any(latent is None for latent in stock_latents):
@@ -243,6 +250,7 @@ class ValidatedInference:
         self._env_ids = env_ids
         self._search_flaw = fault
         self._node_contexts.clear()
+        self._begun_anew.clear()
         self._stock_latents.clear()
         if fault is None:
             on_host = latents.detach().cpu().numpy()
@@ -293,6 +301,8 @@ class ValidatedInference:
     ) -> Optional[str]:
         if world_model.config.rotary_emb and self._config.rope_positions == 'aligned':
             return ALIGNED
+        if parent.key in self._begun_anew:
+            return BEGUN_ANEW
         if world_model.reanalyze_phase:
             return None if parent.parent is None else REANALYSIS
         if context.owner != parent.key:
@@ -359,6 +369,8 @@ def _pick(outputs: Sequence[torch.Tensor], names: Sequence[str]) -> list[torch.T
 
 
 def _root_fault(world_model: Any, obs_act_dict: dict, batch_size: int) -> Optional[str]:
+    if world_model.num_observations_tokens > 1:
+        return MANY_TOKENS
     if batch_size > world_model.env_num:
         return TOO_WIDE
     first_steps = [is_first_step(action, world_model) for action in obs_act_dict['action'][:batch_size]]

@@ -1,0 +1,229 @@
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+import numpy as np
+import torch
+
+from .context import Context, ContextBatch
+
+# Its keys and values are zero: what a batch reads where a row has no token.
+PADDING = 0
+FEWEST_TOKENS = 1024
+
+
+@dataclass(frozen=True)
+class TokenShape:
+    """
+    Overview:
+        The dimensions of one token's keys and values.
+    Arguments:
+        - num_layers (:obj:`int`): Transformer layers.
+        - num_heads (:obj:`int`): Attention heads.
+        - head_dim (:obj:`int`): Width of one head.
+        - keep_embeddings (:obj:`bool`): Whether the raw token is kept beside its keys and values, so that it can be
+            encoded again.
+    """
+    num_layers: int
+    num_heads: int
+    head_dim: int
+    keep_embeddings: bool = False
+
+
+class TokenStore:
+    """
+    Overview:
+        Keeps each token's keys and values once, in one growing slab, and counts the contexts that consist of it: a
+        child's context is its parent's and a few tokens of its own. ``place_offsets``, where set, are what a token's
+        place in its row contributes to its keys and values, :math:`(places, num_layers, 2, num_heads, head_dim)`; the
+        slab is without them, so that a token may move to another place.
+    Arguments:
+        - shape (:obj:`TokenShape`): The dimensions.
+    """
+
+    def __init__(self, shape: TokenShape) -> None:
+        self.shape = shape
+        self.place_offsets: Optional[torch.Tensor] = None
+        self._kv: Optional[torch.Tensor] = None
+        self._embeddings: Optional[torch.Tensor] = None
+        self._positions: Optional[np.ndarray] = None
+        self._holders = np.zeros(0, dtype=np.int32)
+        self._free: list[int] = []
+
+    def gather(self, contexts: Sequence[Optional[Context]], room: int, like: torch.Tensor) -> ContextBatch:
+        """
+        Overview:
+            Bring contexts together, with room for more tokens. The batch holds them until its ``with`` block ends.
+        Arguments:
+            - contexts (:obj:`Sequence[Optional[Context]]`): Live contexts, one per row; None: no tokens yet.
+            - room (:obj:`int`): The tokens that will be appended.
+            - like (:obj:`torch.Tensor`): A tensor of the model's dtype and device.
+        Returns:
+            - batch (:obj:`ContextBatch`): The rows, a copy.
+        """
+        if self._kv is None:
+            self._grow(FEWEST_TOKENS, like)
+        lengths = [0 if context is None else len(context.table) for context in contexts]
+        width = max(lengths, default=0)
+        index = np.zeros((len(lengths), width + room), dtype=np.int64)
+        for row, context in enumerate(contexts):
+            if context is not None:
+                context.holders += 1
+                index[row, :lengths[row]] = context.table
+        kv = self._kv.index_select(0, self._on_device(index.reshape(-1))).view(*index.shape, *self._kv.shape[1:])
+        if self.place_offsets is not None:
+            kv[:, :width] += self.place_offsets[:width]
+        return ContextBatch(contexts, kv, index, np.asarray(lengths), width, self.release)
+
+    def add(self, batch: ContextBatch, limit: Optional[int] = None, kept: int = 0) -> list[Context]:
+        """
+        Overview:
+            Store what has been appended to a batch.
+        Arguments:
+            - batch (:obj:`ContextBatch`): The rows, within their ``with`` block.
+            - limit (:obj:`Optional[int]`): Contexts that reach so many tokens are shortened; None: none is.
+            - kept (:obj:`int`): To how many, the newest.
+        Returns:
+            - contexts (:obj:`List[Context]`): One per row, its former context and what was appended, each held once, by
+                the caller.
+        """
+        columns = batch.used - batch.width
+        appended = batch.kv[:, batch.width:batch.used].flatten(0, 1)
+        belongs, places = (None, None) if not batch.is_ragged else batch.appended_places()
+        if belongs is None:
+            new = self._reserve(len(batch) * columns)
+            if self.place_offsets is not None:
+                appended = appended.unflatten(0, (-1, columns)) - self.place_offsets[batch.width:batch.used]
+                appended = appended.flatten(0, 1)
+        else:
+            chosen = np.flatnonzero(belongs)
+            new = self._reserve(len(chosen))
+            appended = appended[self._on_device(chosen)]
+            if self.place_offsets is not None:
+                appended -= self.place_offsets[self._on_device(places[belongs])]
+        self._kv.index_copy_(0, self._on_device(new), appended)
+        if self.shape.keep_embeddings:
+            self._add_embeddings(batch, new, belongs)
+
+        tables = _tables(batch, new, belongs)
+        if limit is not None:
+            tables = [table if len(table) < limit else table[-kept:] for table in tables]
+        contexts = [Context(table) for table in tables]
+        np.add.at(self._holders, np.concatenate(tables), 1)
+        if kept < columns:
+            self._free.extend(new[self._holders[new] == 0].tolist())
+        return contexts
+
+    def retain(self, context: Context) -> Context:
+        """
+        Overview:
+            Hold a context once more.
+        Arguments:
+            - context (:obj:`Context`): A live context.
+        Returns:
+            - context (:obj:`Context`): The same.
+        """
+        context.holders += 1
+        return context
+
+    def release(self, contexts: Iterable[Context]) -> None:
+        """
+        Overview:
+            Hold contexts once less. With a context's last holder its tokens go, but for those that are others', too.
+        Arguments:
+            - contexts (:obj:`Iterable[Context]`): Live contexts.
+        """
+        leaving = []
+        for context in contexts:
+            context.holders -= 1
+            if context.holders == 0:
+                leaving.append(context.table)
+        if leaving:
+            tokens = np.concatenate(leaving)
+            np.subtract.at(self._holders, tokens, 1)
+            unheld = tokens[self._holders[tokens] == 0]
+            self._free.extend((unheld if len(leaving) == 1 else np.unique(unheld)).tolist())
+
+    def embeddings_of(self, contexts: Sequence[Context]) -> tuple[torch.Tensor, np.ndarray]:
+        """
+        Overview:
+            The raw tokens of contexts of one length, where the shape keeps them.
+        Arguments:
+            - contexts (:obj:`Sequence[Context]`): Live contexts.
+        Returns:
+            - embeddings (:obj:`torch.Tensor`): :math:`(B, length, E)`.
+            - positions (:obj:`np.ndarray`): Their rotary positions, :math:`(B, length)`.
+        """
+        index = np.stack([context.table for context in contexts])
+        flat = self._embeddings.index_select(0, self._on_device(index.reshape(-1)))
+        return flat.view(*index.shape, -1), self._positions[index]
+
+    def kv_bytes(self, contexts: Iterable[Context]) -> int:
+        """
+        Overview:
+            Bytes of the keys and values of contexts; a token that several of them share counts once.
+        Arguments:
+            - contexts (:obj:`Iterable[Context]`): Live contexts.
+        """
+        tables = [context.table for context in contexts]
+        if not tables:
+            return 0
+        return len(np.unique(np.concatenate(tables))) * self._kv[0].numel() * self._kv.element_size()
+
+    def drop_memory(self) -> None:
+        """
+        Overview:
+            Give the slab's memory back, e.g. because the model has moved to another device. No context may be live.
+        """
+        assert len(self) == 0, 'contexts are still held'
+        self._kv = self._embeddings = self._positions = self.place_offsets = None
+        self._holders, self._free = np.zeros(0, dtype=np.int32), []
+
+    def __len__(self) -> int:
+        """
+        Overview:
+            Tokens that some context consists of.
+        """
+        return max(0, len(self._holders) - 1 - len(self._free))
+
+    def _reserve(self, count: int) -> np.ndarray:
+        if len(self._free) < count:
+            self._grow(max(2 * len(self._holders), len(self._holders) + count), self._kv)
+        taken = self._free[len(self._free) - count:]
+        del self._free[len(self._free) - count:]
+        return np.asarray(taken, dtype=np.int64)
+
+    def _grow(self, size: int, like: torch.Tensor) -> None:
+        shape, former = self.shape, len(self._holders)
+        kv = like.new_zeros(size, shape.num_layers, 2, shape.num_heads, shape.head_dim)
+        holders = np.zeros(size, dtype=np.int32)
+        if former:
+            kv[:former] = self._kv
+            holders[:former] = self._holders
+        if shape.keep_embeddings:
+            embeddings = like.new_zeros(size, shape.num_heads * shape.head_dim)
+            positions = np.zeros(size, dtype=np.int64)
+            if former:
+                embeddings[:former], positions[:former] = self._embeddings, self._positions
+            self._embeddings, self._positions = embeddings, positions
+        self._kv, self._holders = kv, holders
+        self._free.extend(range(size - 1, max(former, PADDING + 1) - 1, -1))
+
+    def _add_embeddings(self, batch: ContextBatch, new: np.ndarray, belongs: Optional[np.ndarray]) -> None:
+        rows = np.arange(len(new)) if belongs is None else np.flatnonzero(belongs)
+        self._embeddings[self._on_device(new)] = torch.cat(batch.embeddings, 1).flatten(0, 1)[self._on_device(rows)]
+        if batch.positions:
+            self._positions[new] = np.concatenate(batch.positions, 1).reshape(-1)[rows]
+
+    def _on_device(self, index: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(index).to(self._kv.device, non_blocking=True)
+
+
+def _tables(batch: ContextBatch, new: np.ndarray, belongs: Optional[np.ndarray]) -> Sequence[np.ndarray]:
+    if belongs is None:
+        batch.index[:, batch.width:batch.used] = new.reshape(len(batch), -1)
+        return list(batch.index[:, :batch.used])
+    parts = np.split(new, belongs.sum(1).cumsum()[:-1])
+    return [
+        np.concatenate((row[:length], part)) for row, length, part in zip(batch.index, batch.lengths, parts)
+    ]

@@ -1,0 +1,201 @@
+"""One transformer block over gathered keys and values."""
+import logging
+from collections.abc import Sequence
+from functools import cache, partial
+from typing import Any, Callable, Optional
+
+import torch
+import torch.nn.functional as F
+from lzero.model.unizero_world_models.transformer import Block, SelfAttention
+from torch import nn
+
+logger = logging.getLogger('lzero_kvcache')
+
+Function = Callable[[torch.Tensor], Any]
+
+
+def in_sequence(module: nn.Module) -> Function:
+    """
+    Overview:
+        A module's forward in eval mode, on its own parameters, with as few calls as its structure allows. A module of
+        unknown structure is called as it is.
+    Arguments:
+        - module (:obj:`nn.Module`): The module.
+    Returns:
+        - function (:obj:`Callable`): Its forward.
+    """
+    steps = _steps(module)
+    if len(steps) == 1:
+        return steps[0]
+
+    def run(x: torch.Tensor) -> Any:
+        for step in steps:
+            x = step(x)
+        return x
+
+    return run
+
+
+def _steps(module: nn.Module) -> list[Function]:
+    if module._forward_hooks or module._forward_pre_hooks:
+        return [module]
+    if type(module) is nn.Sequential:
+        return [step for part in module for step in _steps(part)]
+    if type(module) is nn.Dropout:
+        return []
+    if type(module) is nn.Linear:
+        return [partial(F.linear, weight=module.weight, bias=module.bias)]
+    if type(module) is nn.GELU:
+        return [partial(F.gelu, approximate=module.approximate)]
+    if type(module) is nn.LayerNorm:
+        return [partial(
+            torch.layer_norm, normalized_shape=module.normalized_shape, weight=module.weight, bias=module.bias,
+            eps=module.eps
+        )]
+    return [module]
+
+
+class CachedBlock:
+    """
+    Overview:
+        A stock transformer block on its own parameters, with one product for queries, keys and values. The fused
+        weights are a copy of the block's: they belong to the weights of the moment.
+    Arguments:
+        - block (:obj:`Block`): The stock block.
+    """
+
+    def __init__(self, block: Block) -> None:
+        self._num_heads = block.attn.num_heads
+        self._norm_before_attention = in_sequence(block.ln1)
+        self._queries_keys_values = _fused([block.attn.query, block.attn.key, block.attn.value])
+        self._project = in_sequence(block.attn.proj)
+        self._norm_before_mlp = in_sequence(block.ln2)
+        self._mlp = in_sequence(block.mlp)
+        self._gates = (block.gate1, block.gate2) if block.gru_gating else None
+
+    def __call__(
+            self, x: torch.Tensor, new: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+            mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
+    ) -> torch.Tensor:
+        """
+        Overview:
+            Run tokens through the block.
+        Arguments:
+            - x (:obj:`torch.Tensor`): The tokens, :math:`(B, T, E)`.
+            - new (:obj:`torch.Tensor`): Where their keys and values go, :math:`(B, T, 2, num_heads, head_dim)`, a view
+                of the last T columns of the next two.
+            - keys, values (:obj:`torch.Tensor`): Of this layer, :math:`(B, num_heads, columns, head_dim)`.
+            - mask (:obj:`Optional[torch.Tensor]`): What each token attends to, :math:`(B, 1, T, columns)`; None: every
+                column.
+            - rotation (:obj:`Optional[torch.Tensor]`): Of rotary positions, complex,
+                :math:`(B, T, 1, 1, head_dim / 2)`.
+        Returns:
+            - x (:obj:`torch.Tensor`): :math:`(B, T, E)`.
+        """
+        rows, tokens, width = x.shape
+        states = self._queries_keys_values(self._norm_before_attention(x)).view(rows, tokens, 3, self._num_heads, -1)
+        if rotation is None:
+            queries = states[:, :, 0]
+            new.copy_(states[:, :, 1:])
+        else:
+            pairs = torch.view_as_complex(states[:, :, :2].float().unflatten(-1, (-1, 2)))
+            queries, rotated_keys = torch.view_as_real(pairs * rotation).flatten(-2).type_as(states).unbind(2)
+            new[:, :, 0] = rotated_keys
+            new[:, :, 1] = states[:, :, 2]
+        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask)
+        attended = self._project(mixed.transpose(1, 2).reshape(rows, tokens, width))
+        if self._gates is None:
+            x = x + attended
+            return x + self._mlp(self._norm_before_mlp(x))
+        x = self._gates[0](x, attended)
+        return self._gates[1](x, self._mlp(self._norm_before_mlp(x)))
+
+
+class UnknownBlock:
+    """
+    Overview:
+        A block whose structure is not the stock's, run by its own forward on rows of equal length, over what looks like
+        the stock cache. Exact, but slow. Arguments of a call as ``CachedBlock``.
+    Arguments:
+        - block (:obj:`nn.Module`): The block.
+    """
+
+    def __init__(self, block: nn.Module) -> None:
+        self._block = block
+
+    def __call__(
+            self, x: torch.Tensor, new: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
+            mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
+    ) -> torch.Tensor:
+        """
+        Overview:
+            Run tokens through the block. Arguments and result as ``CachedBlock``.
+        """
+        outputs = torch.zeros_like(x)
+        before = keys.shape[2] - x.shape[1]
+        for row in range(len(x)):
+            seen = torch.ones(keys.shape[2], dtype=torch.bool, device=x.device)
+            if mask is not None:
+                # The last token is never padding, and sees what its row consists of.
+                seen = mask[row % len(mask), 0, -1]
+            own = seen[before:]
+            context = seen.clone()
+            context[before:] = False
+            cache = _RowCache(keys[row][:, context], values[row][:, context])
+            turn = None if rotation is None else rotation[row, own, 0, 0][None]
+            outputs[row, own] = self._block(x[row, own][None], cache, None, turn)[0]
+            for index, states in enumerate(cache.new):
+                new[row, own, index] = states[0].transpose(0, 1)
+        return outputs
+
+
+class _RowCache:
+    """What stock attention asks of its cache, for one row."""
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.new: tuple[torch.Tensor, torch.Tensor] = keys[None, :, :0], values[None, :, :0]
+        self._keys, self._values = keys[None], values[None]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self._keys.shape)
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        self.new = keys, values
+        self._keys, self._values = torch.cat([self._keys, keys], 2), torch.cat([self._values, values], 2)
+
+    def get(self) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._keys, self._values
+
+
+def block_of(block: nn.Module) -> Callable:
+    """
+    Overview:
+        The fastest way to run a block that is exact.
+    Arguments:
+        - block (:obj:`nn.Module`): A block of the transformer.
+    """
+    if type(block).forward is Block.forward and type(block.attn).forward is SelfAttention.forward and not any(
+            module._forward_hooks or module._forward_pre_hooks for module in (block, block.attn)
+    ):
+        return CachedBlock(block)
+    _warn_of_unknown_block(type(block).__name__)
+    return UnknownBlock(block)
+
+
+@cache
+def _warn_of_unknown_block(name: str) -> None:
+    logger.warning(
+        f'A transformer block of this model ({name}) is not built like the stock one, or has hooks: its own forward is '
+        'called, row by row, which is exact but slow. Said once.'
+    )
+
+
+def _fused(projections: Sequence[nn.Module]) -> Function:
+    if any(type(each) is not nn.Linear or each._forward_hooks or each._forward_pre_hooks for each in projections):
+        return lambda x: torch.cat([projection(x) for projection in projections], dim=-1)
+    biases = [projection.bias for projection in projections]
+    return partial(
+        F.linear, weight=torch.cat([projection.weight for projection in projections]),
+        bias=None if biases[0] is None else torch.cat(biases)
+    )

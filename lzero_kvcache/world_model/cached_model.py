@@ -1,0 +1,181 @@
+"""The world model's current weights, run over gathered contexts."""
+from typing import Any, NamedTuple, Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..store import ContextBatch
+from .blocks import block_of, in_sequence
+
+
+class Predictions(NamedTuple):
+    """
+    Overview:
+        The logits of one inference.
+    Arguments:
+        - reward (:obj:`torch.Tensor`): :math:`(B, 1, support_size)`.
+        - policy (:obj:`torch.Tensor`): :math:`(B, 1, action_space_size)`; of a continuous policy, mean and deviation.
+        - value (:obj:`torch.Tensor`): :math:`(B, 1, support_size)`.
+    """
+    reward: torch.Tensor
+    policy: torch.Tensor
+    value: torch.Tensor
+
+
+class CachedModel:
+    """
+    Overview:
+        A world model ready for inference in eval mode, without gradients. What is made of its weights here is made
+        once: when they change, a new instance is needed.
+    Arguments:
+        - world_model (:obj:`WorldModel`): The model, whose own parameters and modules are used.
+        - num_places (:obj:`int`): The tokens of the longest context.
+        - move_tokens (:obj:`bool`): Whether tokens move to other places of their rows when the window drops old ones.
+    """
+
+    def __init__(self, world_model: Any, num_places: int, move_tokens: bool) -> None:
+        self.world_model = world_model
+        self.num_observations_tokens: int = world_model.num_observations_tokens
+        self.like: torch.Tensor = world_model.transformer.ln_f.weight
+        self.uses_rotary: bool = world_model.config.rotary_emb
+        self.place_offsets = None
+        if move_tokens and not self.uses_rotary:
+            self.place_offsets = _place_offsets(world_model, num_places)
+        self._blocks = [block_of(block) for block in world_model.transformer.blocks]
+        self._final_norm = in_sequence(world_model.transformer.ln_f)
+        self._heads = {
+            name: in_sequence(getattr(world_model, f'head_{name}').head_module)
+            for name in ('observations', 'rewards', 'policy', 'value')
+        }
+
+    def append(
+            self, batch: ContextBatch, tokens: torch.Tensor, positions: Optional[np.ndarray] = None,
+            counts: Optional[np.ndarray] = None
+    ) -> torch.Tensor:
+        """
+        Overview:
+            Append tokens to every row of a batch and run them through the transformer. Each token attends to its own
+            row's tokens up to itself.
+        Arguments:
+            - batch (:obj:`ContextBatch`): The rows, changed in place.
+            - tokens (:obj:`torch.Tensor`): Token embeddings without positions, :math:`(B, T, E)`.
+            - positions (:obj:`Optional[np.ndarray]`): Rotary positions, :math:`(B, T)`; not looked at with learned
+                positions, which follow from the tokens' places in their rows.
+            - counts (:obj:`Optional[np.ndarray]`): How many of the T tokens, on the right, belong to each row,
+                :math:`(B, )`, the others being padding; None: all.
+        Returns:
+            - hidden (:obj:`torch.Tensor`): The transformer's output, :math:`(B, T, E)`; of padding it means nothing.
+        """
+        start = batch.used
+        places, visible = batch.append(tokens.shape[1], counts)
+        mask = None if visible is None else self._on_device(visible[:, None])
+        batch.embeddings.append(tokens)
+        rotation = None
+        if self.uses_rotary:
+            batch.positions.append(positions)
+            rotation = self._rotation(positions)
+            hidden = tokens
+        else:
+            hidden = tokens + self._position_embeddings(places)
+        new = batch.kv[:, start:batch.used].unbind(2)
+        keys_values = batch.kv[:, :batch.used].permute(2, 3, 0, 4, 1, 5).flatten(0, 1).unbind(0)
+        for layer, block in enumerate(self._blocks):
+            hidden = block(
+                hidden, new[layer], keys_values[2 * layer], keys_values[2 * layer + 1], mask, rotation
+            )
+        return self._final_norm(hidden)
+
+    def embed_observations(self, observations: torch.Tensor) -> torch.Tensor:
+        """
+        Overview:
+            Turn observations into latent states.
+        Arguments:
+            - observations (:obj:`torch.Tensor`): :math:`(B, ...)`.
+        Returns:
+            - latents (:obj:`torch.Tensor`): :math:`(B, num_observations_tokens, E)`.
+        """
+        return self.world_model.tokenizer.encode_to_obs_embeddings(observations)
+
+    def embed_actions(self, actions: torch.Tensor) -> torch.Tensor:
+        """
+        Overview:
+            Turn actions into tokens.
+        Arguments:
+            - actions (:obj:`torch.Tensor`): :math:`(B, )` for discrete, :math:`(B, action_space_size)` for continuous
+                ones.
+        Returns:
+            - tokens (:obj:`torch.Tensor`): :math:`(B, 1, E)`.
+        """
+        table = self.world_model.act_embedding_table
+        if self.world_model.continuous_action_space:
+            return table(actions.float().reshape(-1, 1, self.world_model.action_space_size))
+        return table(actions.long().reshape(-1, 1))
+
+    def policy_and_value(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Overview:
+            Policy and value logits.
+        Arguments:
+            - hidden (:obj:`torch.Tensor`): Outputs at the last tokens of observations, :math:`(B, 1, E)`.
+        Returns:
+            - policy, value (:obj:`Tuple[torch.Tensor, torch.Tensor]`): :math:`(B, 1, ...)`.
+        """
+        policy = self._heads['policy'](hidden)
+        if isinstance(policy, dict):
+            policy = torch.cat([policy['mu'], policy['sigma']], dim=-1)
+        return policy, self._heads['value'](hidden)
+
+    def predict_next_state(
+            self, batch: ContextBatch, actions: torch.Tensor, positions: Optional[np.ndarray]
+    ) -> tuple[torch.Tensor, torch.Tensor, Predictions]:
+        """
+        Overview:
+            Take an action in every row: predict the reward at its token, then the next latent state, token by token.
+        Arguments:
+            - batch (:obj:`ContextBatch`): The rows, to which action and latent state are appended.
+            - actions (:obj:`torch.Tensor`): :math:`(B, )` or :math:`(B, action_space_size)`.
+            - positions (:obj:`Optional[np.ndarray]`): Rotary positions of the new tokens,
+                :math:`(B, 1 + num_observations_tokens)`; None with learned ones.
+        Returns:
+            - hidden (:obj:`torch.Tensor`): The transformer's output at the last token, :math:`(B, 1, E)`.
+            - latents (:obj:`torch.Tensor`): :math:`(B, num_observations_tokens, E)`.
+            - predictions (:obj:`Predictions`): The logits.
+        """
+
+        def append(token: torch.Tensor, index: int) -> torch.Tensor:
+            return self.append(batch, token, None if positions is None else positions[:, index:index + 1])
+
+        hidden = append(self.embed_actions(actions), 0)
+        reward = self._heads['rewards'](hidden)
+        latents = []
+        for index in range(1, 1 + self.num_observations_tokens):
+            latents.append(self._heads['observations'](hidden))
+            hidden = append(latents[-1], index)
+        policy, value = self.policy_and_value(hidden)
+        return hidden, latents[0] if len(latents) == 1 else torch.cat(latents, 1), Predictions(reward, policy, value)
+
+    def _rotation(self, positions: np.ndarray) -> torch.Tensor:
+        index = self._on_device(positions % self.world_model.config.max_seq_len)
+        return self.world_model.transformer.freqs_cis[index][:, :, None, None]
+
+    def _position_embeddings(self, places: np.ndarray) -> torch.Tensor:
+        table = self.world_model.pos_emb.weight
+        if len(places) == 1:
+            first = int(places[0, 0])
+            return table[first:first + places.shape[1]]
+        return F.embedding(self._on_device(places), table)
+
+    def _on_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.like.device, non_blocking=True)
+
+
+def _place_offsets(world_model: Any, num_places: int) -> torch.Tensor:
+    # What the stock position correction takes a place to contribute to keys and values, in every layer.
+    embeddings = world_model.pos_emb.weight[:num_places]
+    offsets = []
+    for block in world_model.transformer.blocks:
+        for projection in (block.attn.key, block.attn.value):
+            offsets.append(F.linear(embeddings, projection.weight).unflatten(-1, (block.attn.num_heads, -1)))
+    return torch.stack(offsets, dim=1).unflatten(1, (-1, 2))
+
