@@ -205,3 +205,13 @@ def test_every_spelling_of_the_config_is_read(config):
     manager = KVCacheManager(config, 2)
     assert manager.recur_pool.pool_size == 7
     assert type(manager.wm_pool.eviction_policy) is EVICTION_REGISTRY.get('lru')
+
+
+def test_memory_bytes(keys_values):
+    manager = KVCacheManager(EasyDict(), env_num=2)
+    kv = keys_values(1.)
+    manager.set_init_cache(0, 'a', kv)
+    manager.set_init_cache(1, 'a', kv)
+    manager.set_recur_cache('b', keys_values(2.))
+    manager.set_recur_cache('c', keys_values(3.))
+    assert manager.memory_bytes() == {'init_pools': 512, 'recur_pool': 1024, 'wm_pool': 0}

@@ -333,3 +333,22 @@ def test_the_roots_of_running_episodes_are_counted():
     generator = torch.Generator().manual_seed(5)
     model.initial_inference(observations(model, 1, generator), [1], observations(model, 1, generator), [7])
     assert (roots.continuing, roots.cold_starts, roots.mean_context_length) == (4, 1, 1.)
+
+
+@pytest.mark.parametrize('context_length', [8, 40])
+@pytest.mark.parametrize('rotary', [False, True], ids=['learned positions', 'rotary positions'])
+def test_a_node_costs_two_tokens(rotary, context_length):
+    model = build_model(
+        kv_cache=kv_cache(), context_length=context_length, max_tokens=80, max_blocks=40, rotary=rotary
+    )
+    episodes = Episodes(model)
+    for _ in range(context_length // 2 + 2):
+        episodes.step([0, 1])
+    episodes.step([0, 1], 20)
+    manager = model.world_model.kv_cache_manager
+    per_token = 2 * 2 * 64 * 4
+    # Beside two tokens for each node, what they share: the roots' contexts.
+    shared = 2 * (context_length - 3)
+    assert len(manager.recur_pool) == 40
+    assert manager.memory_bytes()['recur_pool'] <= (2 * 40 + shared) * per_token
+    assert manager.memory_bytes()['wm_pool'] <= manager.memory_bytes()['recur_pool']

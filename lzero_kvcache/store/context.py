@@ -36,27 +36,27 @@ class ContextBatch:
             :math:`(B, width + room, num_layers, 2, num_heads, head_dim)`, finite everywhere, since attention multiplies
             what it masks by 0 and 0 * nan is nan.
         - index (:obj:`np.ndarray`): Where in the store they come from, :math:`(B, width + room)`.
-        - lengths (:obj:`np.ndarray`): The contexts' lengths, :math:`(B, )`.
+        - lengths (:obj:`Sequence[int]`): The contexts' lengths, :math:`(B, )`.
         - width (:obj:`int`): The columns of the contexts, as many as the longest has tokens.
         - release (:obj:`Callable`): Called with the contexts at the end of the ``with`` block.
     """
 
     def __init__(
-            self, contexts: Sequence[Optional[Context]], kv: torch.Tensor, index: np.ndarray, lengths: np.ndarray,
+            self, contexts: Sequence[Optional[Context]], kv: torch.Tensor, index: np.ndarray, lengths: Sequence[int],
             width: int, release: Callable[[Sequence[Context]], None]
     ) -> None:
         self.contexts = contexts
         self.kv = kv
         self.index = index
-        self.lengths = lengths
+        self.lengths = np.asarray(lengths)
         self.width = width
         self.used = width
-        self.is_ragged = int(lengths.min(initial=width)) != width
+        self.is_ragged = min(lengths, default=width) != width
         # By appended column: which rows it belongs to, the raw tokens and their rotary positions.
         self.appended: list[Optional[np.ndarray]] = []
         self.embeddings: list[torch.Tensor] = []
         self.positions: list[np.ndarray] = []
-        self._filled = lengths
+        self._filled = self.lengths
         self._release = release
 
     def __enter__(self) -> 'ContextBatch':

@@ -70,10 +70,10 @@ class TokenStore:
             if context is not None:
                 context.holders += 1
                 index[row, :lengths[row]] = context.table
-        kv = self._kv.index_select(0, self._on_device(index.reshape(-1))).view(*index.shape, *self._kv.shape[1:])
-        if self.place_offsets is not None:
-            kv[:, :width] += self.place_offsets[:width]
-        return ContextBatch(contexts, kv, index, np.asarray(lengths), width, self.release)
+        kv = self._kv.index_select(0, self._on_device(index.reshape(-1))).unflatten(0, index.shape)
+        if self.place_offsets is not None and width:
+            kv[:, :width].add_(self.place_offsets[:width])
+        return ContextBatch(contexts, kv, index, lengths, width, self.release)
 
     def add(self, batch: ContextBatch, limit: Optional[int] = None, kept: int = 0) -> list[Context]:
         """
@@ -88,17 +88,17 @@ class TokenStore:
                 the caller.
         """
         columns = batch.used - batch.width
-        appended = batch.kv[:, batch.width:batch.used].flatten(0, 1)
+        appended = batch.kv[:, batch.width:batch.used]
         belongs, places = (None, None) if not batch.is_ragged else batch.appended_places()
         if belongs is None:
             new = self._reserve(len(batch) * columns)
             if self.place_offsets is not None:
-                appended = appended.unflatten(0, (-1, columns)) - self.place_offsets[batch.width:batch.used]
-                appended = appended.flatten(0, 1)
+                appended = appended - self.place_offsets[batch.width:batch.used]
+            appended = appended.flatten(0, 1)
         else:
             chosen = np.flatnonzero(belongs)
             new = self._reserve(len(chosen))
-            appended = appended[self._on_device(chosen)]
+            appended = appended.flatten(0, 1)[self._on_device(chosen)]
             if self.place_offsets is not None:
                 appended -= self.place_offsets[self._on_device(places[belongs])]
         self._kv.index_copy_(0, self._on_device(new), appended)

@@ -9,6 +9,8 @@ import torch.nn.functional as F
 from lzero.model.unizero_world_models.transformer import Block, SelfAttention
 from torch import nn
 
+from .linear import PackedLinear, can_pack
+
 logger = logging.getLogger('lzero_kvcache')
 
 Function = Callable[[torch.Tensor], Any]
@@ -44,7 +46,9 @@ def _steps(module: nn.Module) -> list[Function]:
     if type(module) is nn.Dropout:
         return []
     if type(module) is nn.Linear:
-        return [partial(F.linear, weight=module.weight, bias=module.bias)]
+        return [_linear(module.weight, module.bias)]
+    if type(module) is nn.Embedding and module.max_norm is None:
+        return [partial(torch.embedding, module.weight)]
     if type(module) is nn.GELU:
         return [partial(F.gelu, approximate=module.approximate)]
     if type(module) is nn.LayerNorm:
@@ -53,6 +57,35 @@ def _steps(module: nn.Module) -> list[Function]:
             eps=module.eps
         )]
     return [module]
+
+
+def in_parallel(first: nn.Module, second: nn.Module) -> Callable[[torch.Tensor], tuple[Any, Any]]:
+    """
+    Overview:
+        Two modules on the same input. Where both begin with a linear layer and the same activation, these two steps are
+        taken at once for both.
+    Arguments:
+        - first, second (:obj:`nn.Module`): The modules.
+    Returns:
+        - function (:obj:`Callable`): Their outputs for an input.
+    """
+    parts = [list(module) if type(module) is nn.Sequential else [] for module in (first, second)]
+    if any(len(part) < 2 or type(part[0]) is not nn.Linear or type(part[1]) is not nn.GELU for part in parts) or (
+            parts[0][1].approximate != parts[1][1].approximate
+            or any(module._forward_hooks or module._forward_pre_hooks for module in (first, second))
+    ):
+        alone = [in_sequence(first), in_sequence(second)]
+        return lambda x: (alone[0](x), alone[1](x))
+    widen = _fused([parts[0][0], parts[1][0]])
+    activate = in_sequence(parts[0][1])
+    rests = [in_sequence(nn.Sequential(*part[2:])) for part in parts]
+    widths = [part[0].out_features for part in parts]
+
+    def run(x: torch.Tensor) -> tuple[Any, Any]:
+        states = activate(widen(x)).split(widths, dim=-1)
+        return rests[0](states[0]), rests[1](states[1])
+
+    return run
 
 
 class CachedBlock:
@@ -94,21 +127,26 @@ class CachedBlock:
         """
         rows, tokens, width = x.shape
         states = self._queries_keys_values(self._norm_before_attention(x)).view(rows, tokens, 3, self._num_heads, -1)
-        if rotation is None:
-            queries = states[:, :, 0]
-            new.copy_(states[:, :, 1:])
-        else:
-            pairs = torch.view_as_complex(states[:, :, :2].float().unflatten(-1, (-1, 2)))
-            queries, rotated_keys = torch.view_as_real(pairs * rotation).flatten(-2).type_as(states).unbind(2)
-            new[:, :, 0] = rotated_keys
-            new[:, :, 1] = states[:, :, 2]
-        mixed = F.scaled_dot_product_attention(queries.transpose(1, 2), keys, values, attn_mask=mask)
+        if rotation is not None:
+            _rotate(states[:, :, :2], rotation)
+        new.copy_(states[:, :, 1:])
+        mixed = F.scaled_dot_product_attention(
+            states[:, :, 0].transpose(1, 2), keys, values, attn_mask=mask
+        )
         attended = self._project(mixed.transpose(1, 2).reshape(rows, tokens, width))
         if self._gates is None:
             x = x + attended
             return x + self._mlp(self._norm_before_mlp(x))
         x = self._gates[0](x, attended)
         return self._gates[1](x, self._mlp(self._norm_before_mlp(x)))
+
+
+def _rotate(states: torch.Tensor, rotation: torch.Tensor) -> None:
+    pairs = states.unflatten(-1, (-1, 2))
+    if states.dtype in (torch.float32, torch.float64):
+        torch.view_as_complex(pairs).mul_(rotation)
+    else:
+        pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * rotation))
 
 
 class UnknownBlock:
@@ -195,7 +233,10 @@ def _fused(projections: Sequence[nn.Module]) -> Function:
     if any(type(each) is not nn.Linear or each._forward_hooks or each._forward_pre_hooks for each in projections):
         return lambda x: torch.cat([projection(x) for projection in projections], dim=-1)
     biases = [projection.bias for projection in projections]
-    return partial(
-        F.linear, weight=torch.cat([projection.weight for projection in projections]),
-        bias=None if biases[0] is None else torch.cat(biases)
+    return _linear(
+        torch.cat([projection.weight for projection in projections]), None if biases[0] is None else torch.cat(biases)
     )
+
+
+def _linear(weight: torch.Tensor, bias: Optional[torch.Tensor]) -> Function:
+    return PackedLinear(weight, bias) if can_pack(weight) else partial(F.linear, weight=weight, bias=bias)

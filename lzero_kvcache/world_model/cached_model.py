@@ -6,7 +6,9 @@ import torch
 import torch.nn.functional as F
 
 from ..store import ContextBatch
-from .blocks import block_of, in_sequence
+from .blocks import block_of, in_parallel, in_sequence
+
+HEADS = ('rewards', 'observations', 'policy', 'value')
 
 
 class Predictions(NamedTuple):
@@ -43,11 +45,12 @@ class CachedModel:
         if move_tokens and not self.uses_rotary:
             self.place_offsets = _place_offsets(world_model, num_places)
         self._blocks = [block_of(block) for block in world_model.transformer.blocks]
+        self._embed_actions = in_sequence(world_model.act_embedding_table)
         self._final_norm = in_sequence(world_model.transformer.ln_f)
-        self._heads = {
-            name: in_sequence(getattr(world_model, f'head_{name}').head_module)
-            for name in ('observations', 'rewards', 'policy', 'value')
-        }
+        heads = [getattr(world_model, f'head_{name}').head_module for name in HEADS]
+        self._reward_and_next_token = in_parallel(heads[0], heads[1])
+        self._policy_and_value = in_parallel(heads[2], heads[3])
+        self._next_token = in_sequence(heads[1])
 
     def append(
             self, batch: ContextBatch, tokens: torch.Tensor, positions: Optional[np.ndarray] = None,
@@ -107,10 +110,9 @@ class CachedModel:
         Returns:
             - tokens (:obj:`torch.Tensor`): :math:`(B, 1, E)`.
         """
-        table = self.world_model.act_embedding_table
         if self.world_model.continuous_action_space:
-            return table(actions.float().reshape(-1, 1, self.world_model.action_space_size))
-        return table(actions.long().reshape(-1, 1))
+            return self._embed_actions(actions.float().reshape(-1, 1, self.world_model.action_space_size))
+        return self._embed_actions(actions.long().reshape(-1, 1))
 
     def policy_and_value(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -121,10 +123,10 @@ class CachedModel:
         Returns:
             - policy, value (:obj:`Tuple[torch.Tensor, torch.Tensor]`): :math:`(B, 1, ...)`.
         """
-        policy = self._heads['policy'](hidden)
+        policy, value = self._policy_and_value(hidden)
         if isinstance(policy, dict):
             policy = torch.cat([policy['mu'], policy['sigma']], dim=-1)
-        return policy, self._heads['value'](hidden)
+        return policy, value
 
     def predict_next_state(
             self, batch: ContextBatch, actions: torch.Tensor, positions: Optional[np.ndarray]
@@ -147,10 +149,11 @@ class CachedModel:
             return self.append(batch, token, None if positions is None else positions[:, index:index + 1])
 
         hidden = append(self.embed_actions(actions), 0)
-        reward = self._heads['rewards'](hidden)
-        latents = []
-        for index in range(1, 1 + self.num_observations_tokens):
-            latents.append(self._heads['observations'](hidden))
+        reward, latent = self._reward_and_next_token(hidden)
+        hidden = append(latent, 1)
+        latents = [latent]
+        for index in range(2, 1 + self.num_observations_tokens):
+            latents.append(self._next_token(hidden))
             hidden = append(latents[-1], index)
         policy, value = self.policy_and_value(hidden)
         return hidden, latents[0] if len(latents) == 1 else torch.cat(latents, 1), Predictions(reward, policy, value)

@@ -42,14 +42,17 @@ class NodeContexts:
         self._positions = positions
         self._lossless = lossless
 
-    def of(self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> ContextBatch:
+    def of(
+            self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: Optional[np.ndarray]
+    ) -> ContextBatch:
         """
         Overview:
             The contexts of a batch of nodes, with room for one step.
         Arguments:
             - model (:obj:`CachedModel`): The model.
             - nodes (:obj:`Sequence[SearchNode]`): One node per row.
-            - timesteps (:obj:`np.ndarray`): Timesteps of the rows' roots, :math:`(B, )`.
+            - timesteps (:obj:`Optional[np.ndarray]`): Timesteps of the rows' roots, :math:`(B, )`; not looked at
+                without rotary positions.
         Returns:
             - batch (:obj:`ContextBatch`): The rows.
         """
@@ -64,7 +67,7 @@ class NodeContexts:
         held = [self._store.retain(context) for context in contexts if context is not None]
         try:
             missing_nodes = [nodes[row] for row in missing]
-            rebuilt = self._rebuild(model, missing_nodes, timesteps[missing])
+            rebuilt = self._rebuild(model, missing_nodes, None if timesteps is None else timesteps[missing])
             held += rebuilt
             self.cache(missing_nodes, rebuilt)
             for row, context in zip(missing, rebuilt):
@@ -140,7 +143,9 @@ class NodeContexts:
         context = self._manager.recur_pool.peek(node.key)
         return self._manager.wm_pool.peek(node.key) if context is None else context
 
-    def _rebuild(self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> list[Context]:
+    def _rebuild(
+            self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: Optional[np.ndarray]
+    ) -> list[Context]:
         paths = [self._path_from_cached_ancestor(node) for node in nodes]
         origins = [path.pop(0) for path in paths]
         self.rebuild_stats.rebuilds += len(nodes)
@@ -155,7 +160,9 @@ class NodeContexts:
         if from_history:
             encoded += self._histories.encode(model, [origins[row].history for row in from_history])
         if from_latent:
-            encoded += self._encode_latents(model, [origins[row] for row in from_latent], timesteps[from_latent])
+            encoded += self._encode_latents(
+                model, [origins[row] for row in from_latent], None if timesteps is None else timesteps[from_latent]
+            )
         for row, context in zip(from_history + from_latent, encoded):
             contexts[row] = context
         while any(paths):
@@ -175,7 +182,7 @@ class NodeContexts:
         return path
 
     def _encode_latents(
-            self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: np.ndarray
+            self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: Optional[np.ndarray]
     ) -> list[Context]:
         latents = torch.from_numpy(np.stack([node.latent for node in nodes])).to(model.like)
         positions = None

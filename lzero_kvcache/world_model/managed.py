@@ -234,10 +234,11 @@ class ManagedInference:
         if isinstance(latents, torch.Tensor):
             latents = latents.detach().cpu().numpy()
         actions = torch.as_tensor(actions, device=model.like.device)
-        timesteps = host_timesteps(start_pos, len(latents))
         parents = self.nodes_of(latents, search_depth)
-        depths = np.asarray([parent.depth for parent in parents])
-        positions = self._expansion_positions(model, timesteps, depths, search_depth)
+        timesteps = positions = None
+        if model.uses_rotary:
+            timesteps = host_timesteps(start_pos, len(latents))
+            positions = self._expansion_positions(parents, timesteps, search_depth)
         with self._contexts.of(model, parents, timesteps) as batch:
             self._last_missing = self._contexts.last_missing
             self.context_lengths = batch.lengths
@@ -437,10 +438,9 @@ class ManagedInference:
         return node
 
     def _expansion_positions(
-            self, model: CachedModel, timesteps: np.ndarray, depths: np.ndarray, search_depth: Sequence[int]
-    ) -> Optional[np.ndarray]:
-        if not model.uses_rotary:
-            return None
+            self, parents: Sequence[SearchNode], timesteps: np.ndarray, search_depth: Sequence[int]
+    ) -> np.ndarray:
+        depths = np.asarray([parent.depth for parent in parents])
         action, latent = self._positions.of_expansion(
             timesteps, depths, search_depth, self._lineage.phase == 'reanalyze'
         )

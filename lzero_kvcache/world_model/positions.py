@@ -16,7 +16,10 @@ def host_timesteps(start_pos: Any, batch_size: int) -> np.ndarray:
     Returns:
         - timesteps (:obj:`np.ndarray`): :math:`(batch_size, )`.
     """
-    timesteps = np.asarray([np.asarray(pos).tolist() for pos in start_pos] if np.ndim(start_pos) else start_pos)
+    if isinstance(start_pos, (list, tuple)) and all(np.ndim(position) == 0 for position in start_pos):
+        timesteps = np.array([int(position) for position in start_pos])
+    else:
+        timesteps = np.asarray([np.asarray(pos).tolist() for pos in start_pos] if np.ndim(start_pos) else start_pos)
     if timesteps.ndim == 2 and timesteps.size != batch_size:
         timesteps = np.pad(timesteps, ((0, 0), (0, 1)))
     return np.broadcast_to(timesteps.reshape(-1).astype(np.int64), (batch_size, ))

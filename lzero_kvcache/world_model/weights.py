@@ -51,11 +51,18 @@ class WeightsWatch:
             - world_model (:obj:`WorldModel`): The model.
         """
         tensors = list(chain(world_model.parameters(), world_model.buffers()))
-        return self.may_have_changed() or self._addresses != [tensor.data_ptr() for tensor in tensors]
+        return (
+            self._steps != _optimizer_steps or self._versions != [tensor._version for tensor in tensors]
+            or self._addresses != [tensor.data_ptr() for tensor in tensors]
+        )
 
     def may_have_changed(self) -> bool:
         """
         Overview:
-            A cheaper look, which does not see that a parameter was replaced by another.
+            A look that costs next to nothing. It notices optimisers, and whatever writes to the whole model, such as
+            ``load_state_dict``.
         """
-        return self._steps != _optimizer_steps or self._versions != [tensor._version for tensor in self._tensors]
+        return (
+            self._steps != _optimizer_steps or self._tensors[0]._version != self._versions[0]
+            or self._tensors[-1]._version != self._versions[-1]
+        )

@@ -1,0 +1,70 @@
+"""The lean step over the stock modules' parameters: packed products, modules of unknown structure."""
+import logging
+
+import pytest
+import torch
+import torch.nn.functional as F
+from lzero.model.unizero_world_models.transformer import Block
+from models import build_model, kv_cache
+from test_world_model import play_irregularly
+from torch import nn
+
+from lzero_kvcache.world_model import blocks, linear
+
+
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason='PyTorch has been built without oneMKL')
+def test_packed_products():
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = torch.randn(512, 256, generator=generator), torch.randn(512, generator=generator)
+    assert linear.can_pack(weight)
+    assert not linear.can_pack(weight.double()) and not linear.can_pack(weight[:8])
+    packed = linear.PackedLinear(weight, bias)
+    # Batches of one size, of another, of one token each and of several, and the first size again.
+    for rows, tokens in [(8, 1)] * 6 + [(3, 1), (8, 2), (3, 1)] + [(3, 1)] * 5 + [(8, 1)] * 6:
+        x = torch.randn(rows, tokens, 256, generator=generator)
+        torch.testing.assert_close(packed(x), F.linear(x, weight, bias), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize('rotary', [False, True], ids=['learned positions', 'rotary positions'])
+def test_wide_models_equal_the_oracle(rotary):
+    model = build_model(kv_cache=kv_cache(), embed_dim=256, context_length=8, rotary=rotary)
+    for parameter in model.world_model.parameters():
+        parameter.data.mul_(0.5)
+    episodes = play_irregularly(model)
+    assert episodes.compared > 200
+    episodes.learn(scale=0.001)
+    for _ in range(6):
+        episodes.step([0, 1, 2, 3], 8)
+
+
+class OtherBlock(Block):
+    """Computes something else than the stock block does."""
+
+    def forward(self, x, past_keys_values=None, valid_context_lengths=None, freqs_cis=None):
+        return super().forward(x, past_keys_values, valid_context_lengths, freqs_cis) * 0.9 + 0.1 * x
+
+
+@pytest.mark.parametrize('window', ['rebuild', 'shift'])
+@pytest.mark.parametrize('rotary', [False, True], ids=['learned positions', 'rotary positions'])
+def test_blocks_of_unknown_structure_run_their_own_forward(rotary, window, caplog):
+    model = build_model(kv_cache=kv_cache(window=window), context_length=20, rotary=rotary)
+    model.world_model.transformer.blocks[1].__class__ = OtherBlock
+    blocks._warn_of_unknown_block.cache_clear()
+    with caplog.at_level(logging.WARNING, 'lzero_kvcache'):
+        assert play_irregularly(model).compared > 200
+    assert len([record for record in caplog.records if 'OtherBlock' in record.message]) == 1
+
+
+class Doubled(nn.Linear):
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_layers_of_unknown_structure_run_their_own_forward():
+    model = build_model(kv_cache=kv_cache(), context_length=20)
+    block = model.world_model.transformer.blocks[0]
+    for layer in (block.attn.key, block.attn.proj, block.mlp[0], model.world_model.head_policy.head_module[0]):
+        layer.__class__ = Doubled
+    block.ln2.register_forward_hook(lambda module, arguments, output: output + 0.1)
+    assert play_irregularly(model).compared > 200
