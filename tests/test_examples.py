@@ -39,12 +39,17 @@ def check_output(completed: subprocess.CompletedProcess, phase: str) -> None:
     assert f'kv_cache/{phase}_recur_pool/hit_rate' in read_scalars(ROOT / folder / 'serial')
 
 
+BENCHMARKS = sorted(
+    f'benchmarks.{path.stem}' for path in (ROOT / 'benchmarks').glob('*.py') if '__main__' in path.read_text()
+)
+
+
 @pytest.fixture(scope='module')
 def helps() -> dict[str, subprocess.CompletedProcess]:
     # Importing LightZero takes most of a script's time.
     with ThreadPoolExecutor(os.cpu_count()) as executor:
-        completed = executor.map(lambda script: run_script(script, '--help'), OTHER_SCRIPTS)
-        return dict(zip(OTHER_SCRIPTS, completed))
+        scripts = [*OTHER_SCRIPTS, *BENCHMARKS]
+        return dict(zip(scripts, executor.map(lambda script: run_script(script, '--help'), scripts)))
 
 
 @pytest.mark.parametrize('script', OTHER_SCRIPTS)
@@ -53,6 +58,12 @@ def test_every_other_script_has_help(helps, script):
     assert completed.returncode == 0, completed.stderr
     for option in ('--strategy', '--recur-pool-size', '--mode', '--rope-positions', '--seed', '--exp-name'):
         assert option in completed.stdout
+
+
+@pytest.mark.parametrize('script', BENCHMARKS)
+def test_every_benchmark_has_help(helps, script):
+    assert helps[script].returncode == 0, helps[script].stderr
+    assert '--out' in helps[script].stdout
 
 
 def test_training_evaluating_its_checkpoint_and_imagining(tmp_path):
