@@ -3,6 +3,7 @@ import torch
 from episodes import Episodes
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from invariants import check_store
 from models import build_model, kv_cache, two_tokens_per_observation
 
 from lzero_kvcache import EVICTION_REGISTRY
@@ -62,6 +63,7 @@ def test_every_prediction_of_a_random_schedule_equals_the_oracles(model_options,
             model.world_model.clear_caches()
             phases['collect'].weights_have_changed()
             phases['eval'].weights_have_changed()
+        check_store(model.world_model.kv_cache_inference)
     inference = model.world_model.kv_cache_inference
     if cache['on_miss'] == 'reset':
         assert inference.rebuild_stats.rebuilds == sum(episodes.resets for episodes in phases.values())

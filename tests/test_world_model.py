@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from episodes import Episodes
+from invariants import check_store
 from models import build_model, kv_cache, observations, random_action, two_tokens_per_observation
 from oracle import Oracle
 from searches import PREDICTIONS, live_nodes, replay, search
@@ -352,3 +353,17 @@ def test_a_node_costs_two_tokens(rotary, context_length):
     assert len(manager.recur_pool) == 40
     assert manager.memory_bytes()['recur_pool'] <= (2 * 40 + shared) * per_token
     assert manager.memory_bytes()['wm_pool'] <= manager.memory_bytes()['recur_pool']
+
+
+def fail(*arguments):
+    raise RuntimeError('a score that fails')
+
+
+def test_an_exception_within_an_inference_leaks_nothing():
+    cache = kv_cache(strategy=dict(type='priority', score=f'{__name__}.fail'))
+    model = build_model(kv_cache=cache)
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match='a score that fails'):
+            Episodes(model).step([0, 1])
+        check_store(model.world_model.kv_cache_inference)
+        assert len(model.world_model.kv_cache_inference.store) == 0

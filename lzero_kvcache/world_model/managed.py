@@ -190,16 +190,17 @@ class ManagedInference:
             self.context_lengths = batch.lengths
             hidden = model.append(batch, tokens, positions, counts)[:, -self._num_observations_tokens:]
             contexts = self._window.add(model, batch)
-        policy, value = model.policy_and_value(hidden[:, -1:])
-
-        for row, history in enumerate(histories):
-            history.append(current[row], obs_act_dict['action'][row], int(timesteps[row]), len(contexts[row]))
-        reward = value.new_zeros(batch_size, 1, world_model.support_size)
-        self._begin_search(
-            SearchLineage(roots.phase, timesteps), latents, histories, env_ids, contexts,
-            Predictions(reward, policy, value)
-        )
-        self.store.release(contexts)
+        try:
+            policy, value = model.policy_and_value(hidden[:, -1:])
+            for row, history in enumerate(histories):
+                history.append(current[row], obs_act_dict['action'][row], int(timesteps[row]), len(contexts[row]))
+            reward = value.new_zeros(batch_size, 1, world_model.support_size)
+            self._begin_search(
+                SearchLineage(roots.phase, timesteps), latents, histories, env_ids, contexts,
+                Predictions(reward, policy, value)
+            )
+        finally:
+            self.store.release(contexts)
         return hidden, latents, reward[:, :0], policy, value
 
     def _begin_reanalysis(self, latents: torch.Tensor, policies: torch.Tensor, timesteps: np.ndarray) -> None:
