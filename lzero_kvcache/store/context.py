@@ -52,11 +52,13 @@ class ContextBatch:
         self.width = width
         self.used = width
         self.is_ragged = min(lengths, default=width) != width
-        # By appended column: which rows it belongs to, the raw tokens and their rotary positions.
-        self.appended: list[Optional[np.ndarray]] = []
+        # By append: the raw tokens and their rotary positions.
         self.embeddings: list[torch.Tensor] = []
         self.positions: list[np.ndarray] = []
+        # Which appended columns belong to which rows; None: each to all.
+        self._belongs: Optional[np.ndarray] = None
         self._filled = self.lengths
+        self._mask: Optional[torch.Tensor] = None
         self._release = release
 
     def __enter__(self) -> 'ContextBatch':
@@ -70,7 +72,7 @@ class ContextBatch:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def append(self, num_tokens: int, counts: Optional[np.ndarray]) -> tuple[np.ndarray, Optional[np.ndarray]]:
+    def append(self, num_tokens: int, counts: Optional[np.ndarray]) -> tuple[np.ndarray, Optional[torch.Tensor]]:
         """
         Overview:
             Take the next columns.
@@ -81,53 +83,77 @@ class ContextBatch:
         Returns:
             - places (:obj:`np.ndarray`): The place of each token in its row, counted from 0, :math:`(B, T)`, or
                 :math:`(1, T)` for all rows; 0 where a column does not belong to a row.
-            - visible (:obj:`Optional[np.ndarray]`): What each token attends to: its own row's tokens up to itself,
-                :math:`(B, T, used)`, or :math:`(1, T, used)` for all rows; None: every column.
+            - mask (:obj:`Optional[torch.Tensor]`): What each token attends to: its own row's tokens up to itself,
+                :math:`(B, 1, T, used)`, or :math:`(1, 1, T, used)` for all rows; None: every column.
         """
         before = self.used
         self.used += num_tokens
-        if not self.is_ragged and counts is not None and (counts != num_tokens).any():
-            self.is_ragged = True
-            self._filled = np.full(len(self), before)
+        if counts is not None and (counts != num_tokens).any():
+            return self._append_unequal(num_tokens, counts)
         if not self.is_ragged:
-            self.appended += [None] * num_tokens
             places = np.arange(before, self.used)[None]
             if num_tokens == 1:
                 return places, None
-            return places, np.tri(num_tokens, self.used, before, dtype=bool)[None]
+            return places, self._on_device(np.tri(num_tokens, self.used, before, dtype=bool)[None, None])
         places = self._filled[:, None] + np.arange(num_tokens)
-        belongs = np.ones((len(self), num_tokens), dtype=bool)
-        if counts is not None:
-            shift = num_tokens - counts[:, None]
-            belongs = np.arange(num_tokens) >= shift
-            places = np.where(belongs, places - shift, 0)
-        self.appended += list(belongs.T)
-        self._filled = self._filled + belongs.sum(1)
-        visible = np.empty((len(self), num_tokens, self.used), dtype=bool)
-        visible[:] = self._belonging()[:, None]
-        visible[:, :, before:] &= np.tri(num_tokens, dtype=bool)
+        self._filled = self._filled + num_tokens
+        if self._belongs is not None:
+            self._belongs = np.pad(self._belongs, ((0, 0), (0, num_tokens)), constant_values=True)
+        if num_tokens > 1 or self._belongs is not None:
+            return places, self._triangular_mask(num_tokens)
+        if self._mask is None:
+            self._mask = self._on_device(self._visible(self.kv.shape[1])[:, None, None])
+        return places, self._mask[..., :self.used]
+
+    def _append_unequal(self, num_tokens: int, counts: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
+        before = self.used - num_tokens
+        shift = num_tokens - counts[:, None]
+        belongs = np.arange(num_tokens) >= shift
+        if not self.is_ragged:
+            self.is_ragged = True
+            self._filled = np.full(len(self), before)
+        if self._belongs is None:
+            self._belongs = np.ones((len(self), before - self.width), dtype=bool)
+        self._belongs = np.concatenate([self._belongs, belongs], axis=1)
+        places = np.where(belongs, self._filled[:, None] + np.arange(num_tokens) - shift, 0)
+        self._filled = self._filled + counts
+        return places, self._triangular_mask(num_tokens)
+
+    def _triangular_mask(self, num_tokens: int) -> torch.Tensor:
+        before = self.used - num_tokens
+        mask = np.empty((len(self), 1, num_tokens, self.used), dtype=bool)
+        mask[:] = self._visible(self.used)[:, None, None]
+        mask[..., before:] &= np.tri(num_tokens, dtype=bool)
         # A token that belongs to no row attends to itself, since a softmax over nothing is nan.
-        visible[:, range(num_tokens), range(before, self.used)] = True
-        return places, visible
+        mask[:, :, range(num_tokens), range(before, self.used)] = True
+        return self._on_device(mask)
 
-    def _belonging(self) -> np.ndarray:
-        belonging = np.ones((len(self), self.used), dtype=bool)
-        belonging[:, :self.width] = np.arange(self.width) < self.lengths[:, None]
-        for column, rows in enumerate(self.appended, start=self.width):
-            if rows is not None:
-                belonging[:, column] = rows
-        return belonging
+    def _visible(self, columns: int) -> np.ndarray:
+        """Which of the first columns are a row's own, :math:`(B, columns)`."""
+        visible = np.ones((len(self), columns), dtype=bool)
+        visible[:, :self.width] = np.arange(self.width) < self.lengths[:, None]
+        if self._belongs is not None:
+            visible[:, self.width:] = self._belongs
+        return visible
 
-    def appended_places(self) -> tuple[np.ndarray, np.ndarray]:
+    def _on_device(self, array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(array).to(self.kv.device, non_blocking=True)
+
+    def appended_places(self) -> tuple[np.ndarray, Optional[np.ndarray]]:
         """
         Overview:
-            Where the appended tokens are that belong to a row.
+            Where the appended tokens are.
         Returns:
-            - belongs (:obj:`np.ndarray`): Whether a column belongs to a row, :math:`(B, used - width)`.
-            - places (:obj:`np.ndarray`): The tokens' places in their rows, :math:`(B, used - width)`.
+            - places (:obj:`np.ndarray`): The tokens' places in their rows, :math:`(B, used - width)`, or
+                :math:`(1, used - width)` for all rows.
+            - belongs (:obj:`Optional[np.ndarray]`): Whether a column belongs to a row, :math:`(B, used - width)`; None:
+                all do.
         """
-        belongs = self._belonging()[:, self.width:]
-        return belongs, self.lengths[:, None] + belongs.cumsum(1) - 1
+        if not self.is_ragged:
+            return np.arange(self.width, self.used)[None], None
+        if self._belongs is None:
+            return self.lengths[:, None] + np.arange(self.used - self.width), None
+        return self.lengths[:, None] + self._belongs.cumsum(1) - 1, self._belongs
 
     def final_lengths(self) -> np.ndarray:
         """

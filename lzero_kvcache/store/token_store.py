@@ -89,30 +89,25 @@ class TokenStore:
         """
         columns = batch.used - batch.width
         appended = batch.kv[:, batch.width:batch.used]
-        belongs, places = (None, None) if not batch.is_ragged else batch.appended_places()
-        if belongs is None:
-            new = self._reserve(len(batch) * columns)
-            if self.place_offsets is not None:
-                appended = appended - self.place_offsets[batch.width:batch.used]
-            appended = appended.flatten(0, 1)
-        else:
-            chosen = np.flatnonzero(belongs)
-            new = self._reserve(len(chosen))
-            appended = appended.flatten(0, 1)[self._on_device(chosen)]
-            if self.place_offsets is not None:
-                appended -= self.place_offsets[self._on_device(places[belongs])]
-        self._kv.index_copy_(0, self._on_device(new), appended)
+        places, belongs = batch.appended_places()
+        if self.place_offsets is not None:
+            appended = appended - self.place_offsets[self._on_device(places)]
+        appended = appended.flatten(0, 1)
+        chosen = None if belongs is None else np.flatnonzero(belongs)
+        if chosen is not None:
+            appended = appended[self._on_device(chosen)]
+        new = self._reserve(len(appended))
+        self._write(self._kv, new, appended)
         if self.shape.keep_embeddings:
-            self._add_embeddings(batch, new, belongs)
+            self._add_embeddings(batch, new, chosen)
 
         tables = _tables(batch, new, belongs)
         if limit is not None:
             tables = [table if len(table) < limit else table[-kept:] for table in tables]
-        contexts = [Context(table) for table in tables]
         np.add.at(self._holders, np.concatenate(tables), 1)
-        if kept < columns:
+        if limit is not None and kept < columns:
             self._free.extend(new[self._holders[new] == 0].tolist())
-        return contexts
+        return [Context(table) for table in tables]
 
     def retain(self, context: Context) -> Context:
         """
@@ -142,7 +137,8 @@ class TokenStore:
             tokens = np.concatenate(leaving)
             np.subtract.at(self._holders, tokens, 1)
             unheld = tokens[self._holders[tokens] == 0]
-            self._free.extend((unheld if len(leaving) == 1 else np.unique(unheld)).tolist())
+            # Taken from the end, so that the lowest comes next.
+            self._free.extend(np.unique(unheld)[::-1].tolist())
 
     def embeddings_of(self, contexts: Sequence[Context]) -> tuple[torch.Tensor, np.ndarray]:
         """
@@ -189,7 +185,7 @@ class TokenStore:
     def _reserve(self, count: int) -> np.ndarray:
         if len(self._free) < count:
             self._grow(max(2 * len(self._holders), len(self._holders) + count), self._kv)
-        taken = self._free[len(self._free) - count:]
+        taken = self._free[:-count - 1:-1] if count else []
         del self._free[len(self._free) - count:]
         return np.asarray(taken, dtype=np.int64)
 
@@ -209,11 +205,20 @@ class TokenStore:
         self._kv, self._holders = kv, holders
         self._free.extend(range(size - 1, max(former, PADDING + 1) - 1, -1))
 
-    def _add_embeddings(self, batch: ContextBatch, new: np.ndarray, belongs: Optional[np.ndarray]) -> None:
-        rows = np.arange(len(new)) if belongs is None else np.flatnonzero(belongs)
-        self._embeddings[self._on_device(new)] = torch.cat(batch.embeddings, 1).flatten(0, 1)[self._on_device(rows)]
+    def _add_embeddings(self, batch: ContextBatch, new: np.ndarray, chosen: Optional[np.ndarray]) -> None:
+        rows = slice(None) if chosen is None else chosen
+        embeddings = torch.cat(batch.embeddings, 1).flatten(0, 1)
+        self._write(self._embeddings, new, embeddings if chosen is None else embeddings[self._on_device(chosen)])
         if batch.positions:
             self._positions[new] = np.concatenate(batch.positions, 1).reshape(-1)[rows]
+
+    def _write(self, slab: torch.Tensor, index: np.ndarray, rows: torch.Tensor) -> None:
+        # Tokens that became free together lie side by side, and a plain copy needs no index on the device.
+        first = int(index[0]) if len(index) else 0
+        if len(index) and int(index[-1]) - first == len(index) - 1 and (np.diff(index) == 1).all():
+            slab[first:first + len(index)].copy_(rows)
+        else:
+            slab.index_copy_(0, self._on_device(index), rows)
 
     def _on_device(self, index: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(index).to(self._kv.device, non_blocking=True)
@@ -221,8 +226,13 @@ class TokenStore:
 
 def _tables(batch: ContextBatch, new: np.ndarray, belongs: Optional[np.ndarray]) -> Sequence[np.ndarray]:
     if belongs is None:
-        batch.index[:, batch.width:batch.used] = new.reshape(len(batch), -1)
-        return list(batch.index[:, :batch.used])
+        new = new.reshape(len(batch), -1)
+        if not batch.is_ragged:
+            batch.index[:, batch.width:batch.used] = new
+            return list(batch.index[:, :batch.used])
+        ends = batch.lengths[:, None] + np.arange(new.shape[1])
+        batch.index[np.arange(len(batch))[:, None], ends] = new
+        return [row[:length] for row, length in zip(batch.index, batch.final_lengths().tolist())]
     parts = np.split(new, belongs.sum(1).cumsum()[:-1])
     return [
         np.concatenate((row[:length], part)) for row, length, part in zip(batch.index, batch.lengths, parts)

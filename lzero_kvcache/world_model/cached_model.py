@@ -71,8 +71,7 @@ class CachedModel:
             - hidden (:obj:`torch.Tensor`): The transformer's output, :math:`(B, T, E)`; of padding it means nothing.
         """
         start = batch.used
-        places, visible = batch.append(tokens.shape[1], counts)
-        mask = None if visible is None else self._on_device(visible[:, None])
+        places, mask = batch.append(tokens.shape[1], counts)
         batch.embeddings.append(tokens)
         rotation = None
         if self.uses_rotary:
