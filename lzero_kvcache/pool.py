@@ -66,6 +66,32 @@ class KVCachePool:
         Raises:
             - ValueError: If the key is neither an int nor a string, or the priority is no number.
         """
+        leaving: list[Any] = []
+        slot = self._store(key, kv, priority, leaving)
+        if leaving:
+            self._release(leaving)
+        return slot
+
+    def set_many(self, keys: Sequence[Hashable], kvs: Sequence[Any], priorities: Sequence[Optional[float]]) -> None:
+        """
+        Overview:
+            ``set`` for each key in turn. What leaves is released at once, after the last.
+        Arguments:
+            - keys (:obj:`Sequence[Union[int, str]]`): The keys.
+            - kvs (:obj:`Sequence[Any]`): The value of each, kept by reference.
+            - priorities (:obj:`Sequence[Optional[float]]`): As ``set``, one for each.
+        Raises:
+            - ValueError: As ``set``; the keys before the faulty one are stored.
+        """
+        leaving: list[Any] = []
+        try:
+            for key, kv, priority in zip(keys, kvs, priorities):
+                self._store(key, kv, priority, leaving)
+        finally:
+            if leaving:
+                self._release(leaving)
+
+    def _store(self, key: Hashable, kv: Any, priority: Optional[float], leaving: list[Any]) -> int:
         if type(key) is not str and (isinstance(key, bool) or not isinstance(key, (Integral, str))):
             raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
         if priority is not None and (not isinstance(priority, Real) or priority != priority):
@@ -76,16 +102,19 @@ class KVCachePool:
             self._value_of_slot[slot] = kv
             self.eviction_policy.update(slot, priority)
             if replaced is not kv:
-                self._release([replaced])
+                leaving.append(replaced)
             return slot
-        if len(self) >= self.pool_size:
-            self._evict()
-        slot = self._free_slots.pop() if self._free_slots else len(self._slot_of_key)
+        entries = len(self._slot_of_key)
+        if entries >= self.pool_size:
+            leaving.append(self._evict())
+            entries -= 1
+        slot = self._free_slots.pop() if self._free_slots else entries
         self._slot_of_key[key] = slot
         self._key_of_slot[slot] = key
         self._value_of_slot[slot] = kv
         self.eviction_policy.insert(slot, priority)
-        self.peak_entries = max(self.peak_entries, len(self._slot_of_key))
+        if entries >= self.peak_entries:
+            self.peak_entries = entries + 1
         return slot
 
     def get(self, key: Hashable) -> Optional[Any]:
@@ -97,13 +126,29 @@ class KVCachePool:
         Returns:
             - kv (:obj:`Optional[Any]`): The very object that was set, or None.
         """
-        slot = self._slot_of_key.get(key)
+        return self.get_many([key])[0]
+
+    def get_many(self, keys: Sequence[Hashable]) -> list[Optional[Any]]:
+        """
+        Overview:
+            ``get`` for each key in turn.
+        Arguments:
+            - keys (:obj:`Sequence[Union[int, str]]`): The keys.
+        Returns:
+            - kvs (:obj:`List[Optional[Any]]`): What ``get`` returns, one for each.
+        """
+        slots = [self._slot_of_key.get(key) for key in keys]
+        kvs = []
+        for slot in slots:
+            if slot is None:
+                kvs.append(None)
+            else:
+                self.eviction_policy.touch(slot)
+                kvs.append(self._value_of_slot[slot])
         if self.enable_stats:
-            self.stats.count_query(slot is not None)
-        if slot is None:
-            return None
-        self.eviction_policy.touch(slot)
-        return self._value_of_slot[slot]
+            misses = slots.count(None)
+            self.stats.count_queries(len(slots) - misses, misses)
+        return kvs
 
     def peek(self, key: Hashable) -> Optional[Any]:
         """
@@ -127,8 +172,11 @@ class KVCachePool:
             - ValueError: If it is below 1.
         """
         self.pool_size = check_count(pool_size, f"pool_size of pool '{self.name}'")
+        leaving = []
         while len(self) > self.pool_size:
-            self._evict()
+            leaving.append(self._evict())
+        if leaving:
+            self._release(leaving)
 
     def clear(self) -> None:
         """
@@ -163,14 +211,14 @@ class KVCachePool:
     def __repr__(self) -> str:
         return f"KVCachePool(name='{self.name}', entries={len(self)}, pool_size={self.pool_size}, stats={self.stats})"
 
-    def _evict(self) -> None:
+    def _evict(self) -> Any:
         slot = self.eviction_policy.victim()
         self.eviction_policy.remove(slot)
         del self._slot_of_key[self._key_of_slot.pop(slot)]
         self._free_slots.append(slot)
         if self.enable_stats:
             self.stats.evictions += 1
-        self._release([self._value_of_slot.pop(slot)])
+        return self._value_of_slot.pop(slot)
 
     def _release(self, leaving: list[Any]) -> None:
         if self._on_release is not None:

@@ -40,18 +40,17 @@ class CacheStats:
         """
         self.hits = self.misses = self.evictions = self.total_queries = 0
 
-    def count_query(self, hit: bool) -> None:
+    def count_queries(self, hits: int, misses: int) -> None:
         """
         Overview:
-            Count one query.
+            Count some queries.
         Arguments:
-            - hit (:obj:`bool`): Whether it found an entry.
+            - hits (:obj:`int`): How many found an entry.
+            - misses (:obj:`int`): How many did not.
         """
-        self.total_queries += 1
-        if hit:
-            self.hits += 1
-        else:
-            self.misses += 1
+        self.hits += hits
+        self.misses += misses
+        self.total_queries += hits + misses
 
     def __add__(self, other: 'CacheStats') -> 'CacheStats':
         return CacheStats(

@@ -171,6 +171,34 @@ def test_any_strategy_is_sound(strategy, size, operations):
 
 
 @pytest.mark.parametrize('strategy', sorted(EVICTION_REGISTRY))
+@given(size=SIZES, batches=st.lists(st.lists(st.tuples(KEYS, PRIORITIES), max_size=9)))
+def test_operations_on_many_keys_are_those_on_each_in_turn(strategy, size, batches):
+    released_together, released_one_by_one = [], []
+    together = KVCachePool(size, strategy, on_release=released_together.extend)
+    one_by_one = KVCachePool(size, strategy, on_release=released_one_by_one.extend)
+    for number, batch in enumerate(batches):
+        keys = [key for key, _ in batch]
+        values = [(number, place) for place in range(len(batch))]
+        priorities = [priority for _, priority in batch]
+        together.set_many(keys, values, priorities)
+        for key, value, priority in zip(keys, values, priorities):
+            one_by_one.set(key, value, priority)
+        assert together.get_many(keys) == [one_by_one.get(key) for key in keys]
+        assert dict(zip(together.keys(), together.values())) == dict(zip(one_by_one.keys(), one_by_one.values()))
+        assert together.stats == one_by_one.stats
+        assert released_together == released_one_by_one
+
+
+def test_a_wrong_key_among_many_leaves_the_pool_whole():
+    released = []
+    pool = KVCachePool(1, on_release=released.extend)
+    with pytest.raises(ValueError, match='allowed are ints and strings'):
+        pool.set_many(['a', 'b', 1.5, 'c'], [1, 2, 3, 4], [None] * 4)
+    assert released == [1]
+    assert dict(zip(pool.keys(), pool.values())) == {'b': 2}
+
+
+@pytest.mark.parametrize('strategy', sorted(EVICTION_REGISTRY))
 @settings(max_examples=10)
 @given(seed=st.integers(0, 2 ** 32))
 def test_bookkeeping_does_not_grow_with_use(strategy, seed):

@@ -18,10 +18,10 @@ def test_rates():
     assert stats.miss_rate == pytest.approx(0.25)
 
 
-def test_count_query():
+def test_count_queries():
     stats = CacheStats()
-    for hit in (True, False, True):
-        stats.count_query(hit)
+    stats.count_queries(hits=2, misses=0)
+    stats.count_queries(hits=0, misses=1)
     assert stats == CacheStats(hits=2, misses=1, total_queries=3)
 
 

@@ -367,3 +367,19 @@ def test_an_exception_within_an_inference_leaks_nothing():
             Episodes(model).step([0, 1])
         check_store(model.world_model.kv_cache_inference)
         assert len(model.world_model.kv_cache_inference.store) == 0
+
+
+def test_predictions_take_part_in_what_follows():
+    model = build_model(kv_cache=kv_cache())
+    generator = torch.Generator().manual_seed(0)
+    current = observations(model, 2, generator)
+    root = model.initial_inference(current, [-1, -1], current, [0, 0])
+    node = model.recurrent_inference([(root.latent_state.numpy(), torch.tensor([0, 1]))], 0, [1, 1], [0, 0])
+    rollout = model.world_model.imagine(root.latent_state, horizon=2, choose='greedy')
+    predictions = [root.latent_state, root.value, node.latent_state, node.value, rollout.rewards, rollout.values]
+    weight = torch.ones((), requires_grad=True)
+    for prediction in predictions:
+        assert not prediction.is_inference()
+        (prediction * weight).sum().backward()
+        prediction.zero_()
+    assert weight.grad is not None

@@ -12,6 +12,7 @@ from lzero.policy.unizero import UniZeroPolicy
 from ..config import KEY_PATH, KVCacheConfig
 from ..world_model import KVCacheWorldModel, KVCacheWorldModelMixin
 from .episode_steps import EpisodeSteps
+from .scalar_transform import read_scalars_lean
 from .statistics import StatisticsReporter, step_listeners, with_run_hooks
 
 
@@ -35,6 +36,24 @@ class KVCachePolicyMixin:
             self._kv_cache_steps = {'collect': EpisodeSteps(), 'eval': EpisodeSteps()}
             self._kv_cache_is_searching = False
         return model
+
+    def _init_collect(self) -> None:
+        """
+        Overview:
+            As the stock policy's.
+        """
+        super()._init_collect()
+        if self._kv_cache_world_model is not None:
+            read_scalars_lean(self._mcts_collect)
+
+    def _init_eval(self) -> None:
+        """
+        Overview:
+            As the stock policy's.
+        """
+        super()._init_eval()
+        if self._kv_cache_world_model is not None:
+            read_scalars_lean(self._mcts_eval)
 
     def _forward_collect(
             self,

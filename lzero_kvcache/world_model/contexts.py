@@ -56,7 +56,7 @@ class NodeContexts:
         Returns:
             - batch (:obj:`ContextBatch`): The rows.
         """
-        contexts = [self._look_up(node) for node in nodes]
+        contexts = self._look_up(nodes)
         missing = [row for row, context in enumerate(contexts) if context is None]
         self.last_missing = frozenset(missing)
         count_queries(model.world_model, len(nodes), len(nodes) - len(missing))
@@ -107,12 +107,15 @@ class NodeContexts:
             - nodes (:obj:`Sequence[SearchNode]`): One node per row.
             - contexts (:obj:`Sequence[Context]`): Their contexts.
         """
+        below_roots = []
         for node, context in zip(nodes, contexts):
             context.holders += 1
-            if node.env_id is not None:
-                self._manager.set_init_cache(node.env_id, node.key, context, node.priority)
+            if node.env_id is None:
+                below_roots.append((node.key, context, node.priority))
             else:
-                self._manager.set_recur_cache(node.key, context, node.priority)
+                self._manager.set_init_cache(node.env_id, node.key, context, node.priority)
+        if below_roots:
+            self._manager.recur_pool.set_many(*zip(*below_roots))
 
     def keep_last_inference(
             self, nodes: Sequence[SearchNode], contexts: Sequence[Context], priorities: Sequence[Optional[float]]
@@ -126,15 +129,22 @@ class NodeContexts:
             - priorities (:obj:`Sequence[Optional[float]]`): What each row is worth to the wm pool's strategy.
         """
         self._manager.wm_pool.clear()
-        for node, context, priority in zip(nodes, contexts, priorities):
+        for context in contexts:
             context.holders += 1
-            self._manager.set_wm_cache(node.key, context, priority)
+        self._manager.wm_pool.set_many([node.key for node in nodes], contexts, priorities)
 
-    def _look_up(self, node: SearchNode) -> Optional[Context]:
-        if node.env_id is not None:
-            return self._manager.get_init_cache(node.env_id, node.key)
-        context = self._manager.get_recur_cache(node.key)
-        return self._manager.get_wm_cache(node.key) if context is None else context
+    def _look_up(self, nodes: Sequence[SearchNode]) -> list[Optional[Context]]:
+        manager = self._manager
+        below_roots = [node.key for node in nodes if node.env_id is None]
+        found = iter(manager.recur_pool.get_many(below_roots) if below_roots else ())
+        contexts = []
+        for node in nodes:
+            if node.env_id is not None:
+                contexts.append(manager.get_init_cache(node.env_id, node.key))
+                continue
+            context = next(found)
+            contexts.append(manager.get_wm_cache(node.key) if context is None else context)
+        return contexts
 
     def _peek(self, node: SearchNode) -> Optional[Context]:
         if node.env_id is not None:

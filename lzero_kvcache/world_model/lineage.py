@@ -38,6 +38,7 @@ class SearchNode:
     Overview:
         One node of a search tree, as the cache knows it.
     Arguments:
+        - scope (:obj:`str`): What sets its tree's keys apart from others'.
         - key (:obj:`str`): Its key in the pools.
         - row (:obj:`int`): Its row in the inference that made it.
         - depth (:obj:`int`): Actions since the root.
@@ -48,10 +49,11 @@ class SearchNode:
         - env_id (:obj:`Optional[int]`): The environment whose init pool holds the context, for a root that has one.
         - history (:obj:`Optional[EnvironmentHistory]`): The episode that such a root is the last step of.
     """
-    __slots__ = ('key', 'row', 'depth', 'step', 'tree', 'parent', 'priority', 'env_id', 'history', 'context')
+    __slots__ = ('scope', 'key', 'row', 'depth', 'step', 'tree', 'parent', 'priority', 'env_id', 'history', 'context')
 
     def __init__(
             self,
+            scope: str,
             key: str,
             row: int,
             depth: int,
@@ -62,6 +64,7 @@ class SearchNode:
             env_id: Optional[int] = None,
             history: Optional[EnvironmentHistory] = None,
     ) -> None:
+        self.scope = scope
         self.key = key
         self.row = row
         self.depth = depth

@@ -160,7 +160,9 @@ class ManagedInference:
             - ValueError: If an environment does not exist or the rows do not match.
         """
         if obs_act_dict['current_obs'] is not None:
-            return self._predict_roots(world_model, obs_act_dict, start_pos, roots)
+            with torch.inference_mode():
+                outputs = self._predict_roots(world_model, obs_act_dict, start_pos, roots)
+            return _usable_anywhere(outputs)
         outputs, latents = world_model.reset_for_initial_inference(obs_act_dict, start_pos)
         self._current_model(world_model)
         if world_model.reanalyze_phase:
@@ -208,7 +210,8 @@ class ManagedInference:
         on_host = _copy_to_host(latents)
         step = SearchStep(on_host, policies)
         for row, latent in enumerate(on_host):
-            node = SearchNode(node_key(f'reanalyze/{row}', 0, latent), row, 0, step, tree=row)
+            scope = f'reanalyze/{row}'
+            node = SearchNode(scope, node_key(scope, 0, latent), row, 0, step, tree=row)
             self._lineage.add(node, latent.tobytes())
 
     def recurrent(
@@ -230,6 +233,13 @@ class ManagedInference:
             - outputs (:obj:`Tuple`): Hidden state, next latent states :math:`(B, num_observations_tokens, E)`, reward,
                 policy and value logits :math:`(B, 1, ...)`.
         """
+        with torch.inference_mode():
+            outputs = self._predict_next_states(world_model, state_action_history, search_depth, start_pos)
+        return _usable_anywhere(outputs)
+
+    def _predict_next_states(
+            self, world_model: Any, state_action_history: list[tuple], search_depth: Sequence[int], start_pos: Any
+    ) -> Outputs:
         model = self._model_of_search(world_model)
         latents, actions = state_action_history[-1]
         if isinstance(latents, torch.Tensor):
@@ -257,6 +267,16 @@ class ManagedInference:
         Overview:
             Roll out in latent space. Arguments, result and errors as ``KVCacheWorldModelMixin.imagine``.
         """
+        with torch.inference_mode():
+            rollout = self._imagine(
+                world_model, obs_or_latent, actions, horizon, choose, start_pos, generator
+            )
+        return Imagination(*_usable_anywhere(rollout))
+
+    def _imagine(
+            self, world_model: Any, obs_or_latent: torch.Tensor, actions: Optional[torch.Tensor],
+            horizon: Optional[int], choose: str, start_pos: Any, generator: Optional[torch.Generator]
+    ) -> Imagination:
         horizon = check_rollout(world_model, obs_or_latent, actions, horizon, choose, start_pos)
         model = self._current_model(world_model)
         latents = torch.as_tensor(obs_or_latent).to(model.like)
@@ -395,9 +415,10 @@ class ManagedInference:
         step = SearchStep(on_host, predictions.policy[:, 0])
         for row, history in enumerate(histories):
             history.roots += 1
-            history.key = node_key(f'{history.scope}/{history.roots}', 0, on_host[row])
+            scope = f'{history.scope}/{history.roots}'
+            history.key = node_key(scope, 0, on_host[row])
             nodes.append(SearchNode(
-                history.key, row, 0, step, row, priority=priorities[row], env_id=env_ids[row], history=history
+                scope, history.key, row, 0, step, row, priority=priorities[row], env_id=env_ids[row], history=history
             ))
             self._lineage.add(nodes[row], on_host[row].tobytes())
         self._contexts.cache(nodes, contexts)
@@ -432,8 +453,9 @@ class ManagedInference:
                 'from that latent state alone. Said once.'
             )
         depth = max(0, int(search_depth[row]) - 1) if len(search_depth) else 0
+        scope = f'unknown/{row}'
         node = SearchNode(
-            node_key(f'unknown/{row}', depth, latents[row]), row, depth, SearchStep(latents, None), tree=row
+            scope, node_key(scope, depth, latents[row]), row, depth, SearchStep(latents, None), tree=row
         )
         self._lineage.add(node, latents[row].tobytes())
         return node
@@ -460,8 +482,8 @@ class ManagedInference:
         priorities = _priorities(self._scores['recur_pool'], depths, predictions)
         nodes = []
         for row, parent in enumerate(parents):
-            key = node_key(parent.key.rsplit('/', 2)[0], depths[row], distinct[row])
-            node = SearchNode(key, row, depths[row], step, parent.tree, parent, priorities[row])
+            key = node_key(parent.scope, depths[row], distinct[row])
+            node = SearchNode(parent.scope, key, row, depths[row], step, parent.tree, parent, priorities[row])
             self._lineage.add(node, names[row])
             nodes.append(node)
         self._contexts.cache(nodes, contexts)
@@ -469,6 +491,11 @@ class ManagedInference:
             nodes, contexts, _priorities(self._scores['wm_pool'], depths, predictions)
         )
         return latents
+
+
+def _usable_anywhere(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    # Tensors of inference mode can take no part in what is differentiated or changed in place outside.
+    return tuple(tensor.clone() for tensor in tensors)
 
 
 def _copy_to_host(latents: torch.Tensor) -> np.ndarray:
