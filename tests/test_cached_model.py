@@ -1,5 +1,6 @@
 """The lean step over the stock modules' parameters: packed products, modules of unknown structure."""
 import logging
+import platform
 
 import pytest
 import torch
@@ -11,18 +12,38 @@ from torch import nn
 
 from lzero_kvcache.world_model import blocks, linear
 
+X86 = platform.machine() in ('x86_64', 'AMD64')
 
-@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason='PyTorch has been built without oneMKL')
-def test_packed_products():
+
+@pytest.mark.parametrize('gelu', [None, 'none', 'tanh'])
+@pytest.mark.parametrize('packed_linear', [
+    pytest.param(linear.OneMKLLinear, marks=pytest.mark.skipif(
+        not X86 or not torch.backends.mkl.is_available(), reason='PyTorch has been built without oneMKL'
+    )),
+    pytest.param(linear.OneDNNLinear, marks=pytest.mark.skipif(
+        not X86 or not torch.backends.mkldnn.is_available(), reason='PyTorch has been built without oneDNN'
+    )),
+])
+def test_packed_products(packed_linear, gelu):
     generator = torch.Generator().manual_seed(0)
     weight, bias = torch.randn(512, 256, generator=generator), torch.randn(512, generator=generator)
-    assert linear.can_pack(weight)
-    assert not linear.can_pack(weight.double()) and not linear.can_pack(weight[:8])
-    packed = linear.PackedLinear(weight, bias)
+    packed, without_bias = packed_linear(weight, bias, gelu), packed_linear(weight, None, gelu)
     # Batches of one size, of another, of one token each and of several, and the first size again.
     for rows, tokens in [(8, 1)] * 6 + [(3, 1), (8, 2), (3, 1)] + [(3, 1)] * 5 + [(8, 1)] * 6:
-        x = torch.randn(rows, tokens, 256, generator=generator)
-        torch.testing.assert_close(packed(x), F.linear(x, weight, bias), atol=1e-4, rtol=0)
+        wider = torch.randn(rows, tokens, 300, generator=generator)
+        for x in (wider[..., :256].contiguous(), wider[..., :256]):
+            for function, of_bias in ((packed, bias), (without_bias, None)):
+                expected = F.linear(x, weight, of_bias)
+                expected = expected if gelu is None else F.gelu(expected, approximate=gelu)
+                torch.testing.assert_close(function(x), expected, atol=1e-4, rtol=0)
+
+
+def test_only_large_weights_of_single_precision_are_packed(monkeypatch):
+    monkeypatch.setattr(linear, 'packed_linear', lambda: linear.OneDNNLinear)
+    weight = torch.randn(512, 256)
+    assert type(linear.linear(weight, None)) is linear.OneDNNLinear
+    for other in (weight.double(), weight[:8], weight.to('meta')):
+        assert type(linear.linear(other, None)) is linear.PlainLinear
 
 
 @pytest.mark.parametrize('rotary', [False, True], ids=['learned positions', 'rotary positions'])

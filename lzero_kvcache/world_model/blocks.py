@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from lzero.model.unizero_world_models.transformer import Block, SelfAttention
 from torch import nn
 
-from .linear import PackedLinear, can_pack
+from .linear import linear
 
 logger = logging.getLogger('lzero_kvcache')
 
@@ -42,11 +42,11 @@ def _steps(module: nn.Module) -> list[Function]:
     if module._forward_hooks or module._forward_pre_hooks:
         return [module]
     if type(module) is nn.Sequential:
-        return [step for part in module for step in _steps(part)]
+        return _steps_of_sequence(list(module))
     if type(module) is nn.Dropout:
         return []
     if type(module) is nn.Linear:
-        return [_linear(module.weight, module.bias)]
+        return [linear(module.weight, module.bias)]
     if type(module) is nn.Embedding and module.max_norm is None:
         return [partial(torch.embedding, module.weight)]
     if type(module) is nn.GELU:
@@ -59,6 +59,24 @@ def _steps(module: nn.Module) -> list[Function]:
     return [module]
 
 
+def _steps_of_sequence(modules: list[nn.Module]) -> list[Function]:
+    steps = []
+    while modules:
+        if _begins_with_linear_and_gelu(modules):
+            steps.append(linear(modules[0].weight, modules[0].bias, modules[1].approximate))
+            modules = modules[2:]
+        else:
+            steps += _steps(modules[0])
+            modules = modules[1:]
+    return steps
+
+
+def _begins_with_linear_and_gelu(modules: Sequence[nn.Module]) -> bool:
+    return [type(module) for module in modules[:2]] == [nn.Linear, nn.GELU] and not any(
+        module._forward_hooks or module._forward_pre_hooks for module in modules[:2]
+    )
+
+
 def in_parallel(first: nn.Module, second: nn.Module) -> Callable[[torch.Tensor], tuple[Any, Any]]:
     """
     Overview:
@@ -69,23 +87,27 @@ def in_parallel(first: nn.Module, second: nn.Module) -> Callable[[torch.Tensor],
     Returns:
         - function (:obj:`Callable`): Their outputs for an input.
     """
-    parts = [list(module) if type(module) is nn.Sequential else [] for module in (first, second)]
-    if any(len(part) < 2 or type(part[0]) is not nn.Linear or type(part[1]) is not nn.GELU for part in parts) or (
+    parts = [_modules_of_sequence(module) for module in (first, second)]
+    if not all(_begins_with_linear_and_gelu(part) for part in parts) or (
             parts[0][1].approximate != parts[1][1].approximate
-            or any(module._forward_hooks or module._forward_pre_hooks for module in (first, second))
     ):
         alone = [in_sequence(first), in_sequence(second)]
         return lambda x: (alone[0](x), alone[1](x))
-    widen = _fused([parts[0][0], parts[1][0]])
-    activate = in_sequence(parts[0][1])
+    widen = _fused([parts[0][0], parts[1][0]], parts[0][1].approximate)
     rests = [in_sequence(nn.Sequential(*part[2:])) for part in parts]
     widths = [part[0].out_features for part in parts]
 
     def run(x: torch.Tensor) -> tuple[Any, Any]:
-        states = activate(widen(x)).split(widths, dim=-1)
+        states = widen(x).split(widths, dim=-1)
         return rests[0](states[0]), rests[1](states[1])
 
     return run
+
+
+def _modules_of_sequence(module: nn.Module) -> list[nn.Module]:
+    if type(module) is not nn.Sequential or module._forward_hooks or module._forward_pre_hooks:
+        return []
+    return list(module)
 
 
 class CachedBlock:
@@ -229,14 +251,11 @@ def _warn_of_unknown_block(name: str) -> None:
     )
 
 
-def _fused(projections: Sequence[nn.Module]) -> Function:
+def _fused(projections: Sequence[nn.Module], gelu: Optional[str] = None) -> Function:
     if any(type(each) is not nn.Linear or each._forward_hooks or each._forward_pre_hooks for each in projections):
         return lambda x: torch.cat([projection(x) for projection in projections], dim=-1)
     biases = [projection.bias for projection in projections]
-    return _linear(
-        torch.cat([projection.weight for projection in projections]), None if biases[0] is None else torch.cat(biases)
+    return linear(
+        torch.cat([projection.weight for projection in projections]),
+        None if biases[0] is None else torch.cat(biases), gelu
     )
-
-
-def _linear(weight: torch.Tensor, bias: Optional[torch.Tensor]) -> Function:
-    return PackedLinear(weight, bias) if can_pack(weight) else partial(F.linear, weight=weight, bias=bias)
