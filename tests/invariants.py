@@ -12,8 +12,7 @@ def check_store(inference: Any) -> None:
     """
     contexts = [context for pools in inference.manager.pools().values() for pool in pools for context in pool.values()]
     contexts += [history.context for history in inference.histories if history.context is not None]
-    roots = [] if inference._lineage is None else inference._lineage.roots
-    contexts += [node.context for node in roots if node.context is not None]
+    contexts += inference._root_contexts
     by_identity = {id(context): context for context in contexts}
     for identity, holders in Counter(map(id, contexts)).items():
         assert by_identity[identity].holders == holders

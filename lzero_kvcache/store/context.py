@@ -13,15 +13,56 @@ class Context:
         the same context.
     Arguments:
         - table (:obj:`np.ndarray`): Indices of its tokens in the store, oldest first, :math:`(length, )`.
+        - made_at (:obj:`int`): The store's count of writes by then.
     """
-    __slots__ = ('table', 'holders')
+    __slots__ = ('table', 'made_at', 'holders')
 
-    def __init__(self, table: np.ndarray) -> None:
+    def __init__(self, table: np.ndarray, made_at: int) -> None:
         self.table = table
+        self.made_at = made_at
         self.holders = 1
 
     def __len__(self) -> int:
         return len(self.table)
+
+
+class TokenLinks:
+    """
+    Overview:
+        Which tokens of a batch's contexts are appended to other rows of the same batch, so that their keys and values
+        are known layer by layer only.
+    Arguments:
+        - columns (:obj:`np.ndarray`): Where they belong, counted through the rows of the batch, :math:`(N, )`.
+        - appended (:obj:`np.ndarray`): Which of the appended tokens they are, counted through the rows, :math:`(N, )`.
+        - kv (:obj:`torch.Tensor`): The batch's keys and values.
+        - sources (:obj:`np.ndarray`): Where the batch computes them, counted as ``columns``.
+        - moves (:obj:`Optional[torch.Tensor]`): What their other place in the row adds to keys and values,
+            :math:`(N, num_layers, 2, num_heads, head_dim)`.
+    """
+
+    def __init__(
+            self, columns: np.ndarray, appended: np.ndarray, kv: torch.Tensor, sources: np.ndarray,
+            moves: Optional[torch.Tensor]
+    ) -> None:
+        self.columns = columns
+        self.appended = appended
+        self._kv = kv.flatten(0, 1)
+        self._to = torch.from_numpy(columns).to(kv.device, non_blocking=True)
+        self._from = torch.from_numpy(sources).to(kv.device, non_blocking=True)
+        self._moves = moves
+
+    def follow(self, layer: int) -> None:
+        """
+        Overview:
+            Bring the keys and values of one layer, as far as they have been computed, to where they belong.
+        Arguments:
+            - layer (:obj:`int`): The layer.
+        """
+        of_layer = self._kv[:, layer]
+        states = of_layer.index_select(0, self._from)
+        if self._moves is not None:
+            states += self._moves[:, layer]
+        of_layer.index_copy_(0, self._to, states)
 
 
 class ContextBatch:
@@ -39,6 +80,8 @@ class ContextBatch:
         - lengths (:obj:`Sequence[int]`): The contexts' lengths, :math:`(B, )`.
         - width (:obj:`int`): The columns of the contexts, as many as the longest has tokens.
         - release (:obj:`Callable`): Called with the contexts at the end of the ``with`` block.
+
+    ``links`` are there where rows go on from others of the same batch.
     """
 
     def __init__(
@@ -52,6 +95,7 @@ class ContextBatch:
         self.width = width
         self.used = width
         self.is_ragged = min(lengths, default=width) != width
+        self.links: Optional[TokenLinks] = None
         # By append: the raw tokens and their rotary positions.
         self.embeddings: list[torch.Tensor] = []
         self.positions: list[np.ndarray] = []
@@ -145,7 +189,7 @@ class ContextBatch:
             Where the appended tokens are.
         Returns:
             - places (:obj:`np.ndarray`): The tokens' places in their rows, :math:`(B, used - width)`, or
-                :math:`(1, used - width)` for all rows.
+                :math:`(1, used - width)` for all rows; anywhere where a column does not belong to a row.
             - belongs (:obj:`Optional[np.ndarray]`): Whether a column belongs to a row, :math:`(B, used - width)`; None:
                 all do.
         """
@@ -153,7 +197,7 @@ class ContextBatch:
             return np.arange(self.width, self.used)[None], None
         if self._belongs is None:
             return self.lengths[:, None] + np.arange(self.used - self.width), None
-        return self.lengths[:, None] + self._belongs.cumsum(1) - 1, self._belongs
+        return (self.lengths[:, None] + self._belongs.cumsum(1) - 1).clip(0), self._belongs
 
     def final_lengths(self) -> np.ndarray:
         """

@@ -1,14 +1,15 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 import torch
 
-from .context import Context, ContextBatch
+from .context import Context, ContextBatch, TokenLinks
 
 # Its keys and values are zero: what a batch reads where a row has no token.
 PADDING = 0
+NO_TOKENS = np.zeros(0, dtype=np.int64)
 FEWEST_TOKENS = 1024
 
 
@@ -48,6 +49,8 @@ class TokenStore:
         self._embeddings: Optional[torch.Tensor] = None
         self._positions: Optional[np.ndarray] = None
         self._holders = np.zeros(0, dtype=np.int32)
+        self._written_at = np.zeros(0, dtype=np.int64)
+        self._writes = 0
         self._free: list[int] = []
 
     def gather(self, contexts: Sequence[Optional[Context]], room: int, like: torch.Tensor) -> ContextBatch:
@@ -61,19 +64,70 @@ class TokenStore:
         Returns:
             - batch (:obj:`ContextBatch`): The rows, a copy.
         """
-        if self._kv is None:
-            self._grow(FEWEST_TOKENS, like)
-        lengths = [0 if context is None else len(context.table) for context in contexts]
-        width = max(lengths, default=0)
-        index = np.zeros((len(lengths), width + room), dtype=np.int64)
-        for row, context in enumerate(contexts):
+        for context in contexts:
             if context is not None:
                 context.holders += 1
-                index[row, :lengths[row]] = context.table
+        return self._gather([NO_TOKENS if context is None else context.table for context in contexts], room, like,
+                            contexts)
+
+    def gather_chains(
+            self, origins: Sequence[Context], lengths: Sequence[int], num_tokens: int, limit: int, kept: int,
+            like: torch.Tensor
+    ) -> ContextBatch:
+        """
+        Overview:
+            Bring together what takes several steps, one row per step: the first goes on from a context, each of the
+            others from what the step before it makes of it. All of them are then computed at once.
+        Arguments:
+            - origins (:obj:`Sequence[Context]`): Live contexts that the chains of steps begin with.
+            - lengths (:obj:`Sequence[int]`): The steps of each chain.
+            - num_tokens (:obj:`int`): The tokens that each step appends.
+            - limit, kept (:obj:`int`): As ``add`` will be given them.
+            - like (:obj:`torch.Tensor`): A tensor of the model's dtype and device.
+        Returns:
+            - batch (:obj:`ContextBatch`): One row per step, chain after chain.
+        """
+        tables = []
+        for origin, length in zip(origins, lengths):
+            origin.holders += 1
+            table = origin.table
+            for row in range(len(tables), len(tables) + length):
+                tables.append(table)
+                # Tokens that are still to come count downwards from -1.
+                table = np.concatenate([table, -1 - num_tokens * row - np.arange(num_tokens)])
+                if len(table) >= limit:
+                    table = table[-kept:]
+        batch = self._gather([table.clip(PADDING) for table in tables], num_tokens, like, origins)
+        if len(tables) > len(origins):
+            batch.links = self._links(batch, tables, num_tokens)
+        return batch
+
+    def _gather(
+            self, tables: Sequence[np.ndarray], room: int, like: torch.Tensor, held: Sequence[Optional[Context]]
+    ) -> ContextBatch:
+        if self._kv is None:
+            self._grow(FEWEST_TOKENS, like)
+        lengths = [len(table) for table in tables]
+        width = max(lengths, default=0)
+        index = np.zeros((len(lengths), width + room), dtype=np.int64)
+        for row, table in enumerate(tables):
+            index[row, :lengths[row]] = table
         kv = self._kv.index_select(0, self._on_device(index.reshape(-1))).unflatten(0, index.shape)
         if self.place_offsets is not None and width:
             kv[:, :width].add_(self.place_offsets[:width])
-        return ContextBatch(contexts, kv, index, lengths, width, self.release)
+        return ContextBatch(held, kv, index, lengths, width, self.release)
+
+    def _links(self, batch: ContextBatch, tables: Sequence[np.ndarray], num_tokens: int) -> TokenLinks:
+        places = np.concatenate([np.flatnonzero(table < 0) for table in tables])
+        to_come = np.concatenate([table[table < 0] for table in tables])
+        appended = -1 - to_come
+        rows, numbers = np.divmod(appended, num_tokens)
+        width = batch.index.shape[1]
+        columns = np.repeat(np.arange(len(tables)) * width, [int((table < 0).sum()) for table in tables]) + places
+        moves = None
+        if self.place_offsets is not None:
+            moves = self._offsets_at(places) - self._offsets_at(batch.lengths[rows] + numbers)
+        return TokenLinks(columns, appended, batch.kv, rows * width + batch.width + numbers, moves)
 
     def add(self, batch: ContextBatch, limit: Optional[int] = None, kept: int = 0) -> list[Context]:
         """
@@ -91,35 +145,54 @@ class TokenStore:
         appended = batch.kv[:, batch.width:batch.used]
         places, belongs = batch.appended_places()
         if self.place_offsets is not None:
-            appended = appended - self.place_offsets[self._on_device(places)]
+            offsets = self.place_offsets[batch.width:batch.used]
+            if batch.is_ragged:
+                offsets = self._offsets_at(places.reshape(-1)).unflatten(0, places.shape)
+            appended = appended - offsets
         appended = appended.flatten(0, 1)
         chosen = None if belongs is None else np.flatnonzero(belongs)
         if chosen is not None:
             appended = appended[self._on_device(chosen)]
-        new = self._reserve(len(appended))
-        self._write(self._kv, new, appended)
+        new, where = self._reserve(len(appended))
+        _write(self._kv, where, appended)
         if self.shape.keep_embeddings:
-            self._add_embeddings(batch, new, chosen)
+            self._add_embeddings(batch, new, where, chosen)
 
+        if batch.links is not None:
+            batch.index.reshape(-1)[batch.links.columns] = new[batch.links.appended]
         tables = _tables(batch, new, belongs)
         if limit is not None:
             tables = [table if len(table) < limit else table[-kept:] for table in tables]
         np.add.at(self._holders, np.concatenate(tables), 1)
         if limit is not None and kept < columns:
             self._free.extend(new[self._holders[new] == 0].tolist())
-        return [Context(table) for table in tables]
+        return [Context(table, self._writes) for table in tables]
 
     def retain(self, context: Context) -> Context:
         """
         Overview:
             Hold a context once more.
         Arguments:
-            - context (:obj:`Context`): A live context.
+            - context (:obj:`Context`): A context that is whole.
         Returns:
             - context (:obj:`Context`): The same.
         """
+        if context.holders == 0:
+            self._holders[context.table] += 1
         context.holders += 1
         return context
+
+    def is_whole(self, context: Context) -> bool:
+        """
+        Overview:
+            Whether all tokens of a context are still in the store: it is held, or others hold what it consists of.
+        Arguments:
+            - context (:obj:`Context`): Any context that the store has made.
+        """
+        if context.holders:
+            return True
+        table = context.table
+        return bool(self._holders[table].all() and (self._written_at[table] <= context.made_at).all())
 
     def release(self, contexts: Iterable[Context]) -> None:
         """
@@ -173,7 +246,8 @@ class TokenStore:
         """
         assert len(self) == 0, 'contexts are still held'
         self._kv = self._embeddings = self._positions = self.place_offsets = None
-        self._holders, self._free = np.zeros(0, dtype=np.int32), []
+        self._holders, self._written_at = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
+        self._free = []
 
     def __len__(self) -> int:
         """
@@ -182,46 +256,56 @@ class TokenStore:
         """
         return max(0, len(self._holders) - 1 - len(self._free))
 
-    def _reserve(self, count: int) -> np.ndarray:
+    def _reserve(self, count: int) -> tuple[np.ndarray, Union[slice, torch.Tensor]]:
         if len(self._free) < count:
             self._grow(max(2 * len(self._holders), len(self._holders) + count), self._kv)
         taken = self._free[:-count - 1:-1] if count else []
         del self._free[len(self._free) - count:]
-        return np.asarray(taken, dtype=np.int64)
+        new = np.asarray(taken, dtype=np.int64)
+        self._writes += 1
+        self._written_at[new] = self._writes
+        # Tokens that became free together lie side by side, and a plain copy needs no index on the device.
+        if taken and taken == list(range(taken[0], taken[0] + count)):
+            return new, slice(taken[0], taken[0] + count)
+        return new, self._on_device(new)
 
     def _grow(self, size: int, like: torch.Tensor) -> None:
         shape, former = self.shape, len(self._holders)
         kv = like.new_zeros(size, shape.num_layers, 2, shape.num_heads, shape.head_dim)
-        holders = np.zeros(size, dtype=np.int32)
+        holders, written_at = np.zeros(size, dtype=np.int32), np.zeros(size, dtype=np.int64)
         if former:
             kv[:former] = self._kv
-            holders[:former] = self._holders
+            holders[:former], written_at[:former] = self._holders, self._written_at
         if shape.keep_embeddings:
             embeddings = like.new_zeros(size, shape.num_heads * shape.head_dim)
             positions = np.zeros(size, dtype=np.int64)
             if former:
                 embeddings[:former], positions[:former] = self._embeddings, self._positions
             self._embeddings, self._positions = embeddings, positions
-        self._kv, self._holders = kv, holders
+        self._kv, self._holders, self._written_at = kv, holders, written_at
         self._free.extend(range(size - 1, max(former, PADDING + 1) - 1, -1))
 
-    def _add_embeddings(self, batch: ContextBatch, new: np.ndarray, chosen: Optional[np.ndarray]) -> None:
+    def _add_embeddings(
+            self, batch: ContextBatch, new: np.ndarray, where: Union[slice, torch.Tensor], chosen: Optional[np.ndarray]
+    ) -> None:
         rows = slice(None) if chosen is None else chosen
         embeddings = torch.cat(batch.embeddings, 1).flatten(0, 1)
-        self._write(self._embeddings, new, embeddings if chosen is None else embeddings[self._on_device(chosen)])
+        _write(self._embeddings, where, embeddings if chosen is None else embeddings[self._on_device(chosen)])
         if batch.positions:
             self._positions[new] = np.concatenate(batch.positions, 1).reshape(-1)[rows]
 
-    def _write(self, slab: torch.Tensor, index: np.ndarray, rows: torch.Tensor) -> None:
-        # Tokens that became free together lie side by side, and a plain copy needs no index on the device.
-        first = int(index[0]) if len(index) else 0
-        if len(index) and int(index[-1]) - first == len(index) - 1 and (np.diff(index) == 1).all():
-            slab[first:first + len(index)].copy_(rows)
-        else:
-            slab.index_copy_(0, self._on_device(index), rows)
+    def _offsets_at(self, places: np.ndarray) -> torch.Tensor:
+        return self.place_offsets.index_select(0, self._on_device(places))
 
     def _on_device(self, index: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(index).to(self._kv.device, non_blocking=True)
+
+
+def _write(slab: torch.Tensor, where: Union[slice, torch.Tensor], rows: torch.Tensor) -> None:
+    if isinstance(where, slice):
+        slab[where].copy_(rows)
+    else:
+        slab.index_copy_(0, where, rows)
 
 
 def _tables(batch: ContextBatch, new: np.ndarray, belongs: Optional[np.ndarray]) -> Sequence[np.ndarray]:

@@ -130,7 +130,8 @@ class CachedBlock:
 
     def __call__(
             self, x: torch.Tensor, new: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-            mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
+            mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor],
+            pass_on: Optional[Callable[[], None]] = None
     ) -> torch.Tensor:
         """
         Overview:
@@ -144,6 +145,8 @@ class CachedBlock:
                 column.
             - rotation (:obj:`Optional[torch.Tensor]`): Of rotary positions, complex,
                 :math:`(B, T, 1, 1, head_dim / 2)`.
+            - pass_on (:obj:`Optional[Callable]`): Called when ``new`` has been written and before it is attended to, so
+                that a row can go on from an earlier one.
         Returns:
             - x (:obj:`torch.Tensor`): :math:`(B, T, E)`.
         """
@@ -152,6 +155,8 @@ class CachedBlock:
         if rotation is not None:
             _rotate(states[:, :, :2], rotation)
         new.copy_(states[:, :, 1:])
+        if pass_on is not None:
+            pass_on()
         mixed = F.scaled_dot_product_attention(
             states[:, :, 0].transpose(1, 2), keys, values, attn_mask=mask
         )
@@ -185,7 +190,8 @@ class UnknownBlock:
 
     def __call__(
             self, x: torch.Tensor, new: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-            mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
+            mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor],
+            pass_on: Optional[Callable[[], None]] = None
     ) -> torch.Tensor:
         """
         Overview:
@@ -206,6 +212,8 @@ class UnknownBlock:
             outputs[row, own] = self._block(x[row, own][None], cache, None, turn)[0]
             for index, states in enumerate(cache.new):
                 new[row, own, index] = states[0].transpose(0, 1)
+            if pass_on is not None:
+                pass_on()
         return outputs
 
 

@@ -1,4 +1,5 @@
 """The world model's current weights, run over gathered contexts."""
+from functools import partial
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -84,7 +85,8 @@ class CachedModel:
         keys_values = batch.kv[:, :batch.used].permute(2, 3, 0, 4, 1, 5).flatten(0, 1).unbind(0)
         for layer, block in enumerate(self._blocks):
             hidden = block(
-                hidden, new[layer], keys_values[2 * layer], keys_values[2 * layer + 1], mask, rotation
+                hidden, new[layer], keys_values[2 * layer], keys_values[2 * layer + 1], mask, rotation,
+                None if batch.links is None else partial(batch.links.follow, layer)
             )
         return self._final_norm(hidden)
 

@@ -109,6 +109,7 @@ class NodeContexts:
         """
         below_roots = []
         for node, context in zip(nodes, contexts):
+            node.context = context
             context.holders += 1
             if node.env_id is None:
                 below_roots.append((node.key, context, node.priority))
@@ -147,9 +148,11 @@ class NodeContexts:
         return contexts
 
     def _peek(self, node: SearchNode) -> Optional[Context]:
+        if self._lossless:
+            # Whether a pool has it does not matter, only whether its tokens are still there.
+            return node.context if node.context is not None and self._store.is_whole(node.context) else None
         if node.env_id is not None:
-            context = self._manager.init_pools[node.env_id].peek(node.key)
-            return node.context if context is None else context
+            return self._manager.init_pools[node.env_id].peek(node.key)
         context = self._manager.recur_pool.peek(node.key)
         return self._manager.wm_pool.peek(node.key) if context is None else context
 
@@ -158,8 +161,10 @@ class NodeContexts:
     ) -> list[Context]:
         paths = [self._path_from_cached_ancestor(node) for node in nodes]
         origins = [path.pop(0) for path in paths]
-        self.rebuild_stats.rebuilds += len(nodes)
         contexts = [self._peek(origin) if self._lossless else None for origin in origins]
+        restored = sum(context is not None and not path for context, path in zip(contexts, paths))
+        self.rebuild_stats.restored += restored
+        self.rebuild_stats.rebuilds += len(nodes) - restored
         missing = [row for row, context in enumerate(contexts) if context is None]
         for context in contexts:
             if context is not None:
@@ -206,9 +211,11 @@ class NodeContexts:
             return self._store.add(batch)
 
     def _take_what_fits(self, model: CachedModel, path: list[SearchNode], context: Context) -> list[SearchNode]:
-        """As many of the next nodes as see the same window, which are then computed at once."""
-        of_one = 1 + model.num_observations_tokens
-        fitting = max(1, -(-(self._window.limit - len(context)) // of_one))
+        """As many of the next nodes as can be computed at once."""
+        fitting = len(path)
+        if not self._window.moves_tokens:
+            of_one = 1 + model.num_observations_tokens
+            fitting = max(1, -(-(self._window.limit - len(context)) // of_one))
         taken = path[:fitting]
         del path[:fitting]
         return taken
@@ -219,20 +226,17 @@ class NodeContexts:
         nodes = [node for of_row in steps for node in of_row]
         actions = model.embed_actions(torch.stack([node.step.actions[node.row] for node in nodes]))
         latents = torch.from_numpy(np.stack([node.latent for node in nodes])).to(actions)
-        pairs = torch.cat([actions, latents], dim=1)
-        of_one, longest = pairs.shape[1], max(len(of_row) for of_row in steps)
-        counts = np.asarray([len(of_row) * of_one for of_row in steps])
-        tokens = pairs.new_zeros(len(steps), longest * of_one, pairs.shape[-1])
-        positions = np.zeros(tokens.shape[:2], dtype=np.int64) if model.uses_rotary else None
-        first = 0
-        for row, of_row in enumerate(steps):
-            tokens[row, tokens.shape[1] - counts[row]:] = pairs[first:first + len(of_row)].flatten(0, 1)
-            if positions is not None:
-                positions[row, tokens.shape[1] - counts[row]:] = np.concatenate(
-                    [node.step.positions[node.row] for node in of_row]
-                )
-            first += len(of_row)
-        self.rebuild_stats.tokens += int(counts.sum())
-        with self._store.gather(contexts, tokens.shape[1], model.like) as batch:
-            model.append(batch, tokens, positions, counts)
-            return self._window.add(model, batch)
+        tokens = torch.cat([actions, latents], dim=1)
+        positions = np.stack([node.step.positions[node.row] for node in nodes]) if model.uses_rotary else None
+        self.rebuild_stats.tokens += tokens.shape[0] * tokens.shape[1]
+        lengths = [len(of_row) for of_row in steps]
+        with self._store.gather_chains(
+                contexts, lengths, tokens.shape[1], self._window.limit, self._window.kept, model.like
+        ) as batch:
+            model.append(batch, tokens, positions)
+            made = self._window.add(model, batch)
+        for node, context in zip(nodes, made):
+            node.context = context
+        ends = np.cumsum(lengths) - 1
+        self._store.release([context for row, context in enumerate(made) if row not in ends])
+        return [made[end] for end in ends]

@@ -22,9 +22,11 @@ class RebuildStats:
     Arguments:
         - rebuilds (:obj:`int`): Contexts that were computed again.
         - tokens (:obj:`int`): Tokens that went through the transformer for them.
+        - restored (:obj:`int`): Contexts that needed no computation, because all their tokens were still in the store.
     """
     rebuilds: int = 0
     tokens: int = 0
+    restored: int = 0
 
 
 @dataclass
@@ -288,7 +290,7 @@ class EnvironmentHistories:
         model.world_model.root_total_query_cnt += 1
         model.world_model.root_hit_cnt += context is not None
         if context is None and history.context is not None:
-            self.rebuild_stats.rebuilds += 1
+            self.rebuild_stats.restored += 1
             return history.context
         return context
 

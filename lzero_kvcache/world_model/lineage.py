@@ -74,7 +74,7 @@ class SearchNode:
         self.priority = priority
         self.env_id = env_id
         self.history = history
-        # A root's, which outlives its eviction.
+        # The last one computed for the node, whose tokens may outlive its eviction.
         self.context: Optional[Context] = None
 
     @property
@@ -89,14 +89,11 @@ class SearchLineage:
     Arguments:
         - phase (:obj:`str`): 'collect', 'eval' or 'reanalyze'.
         - timesteps (:obj:`np.ndarray`): Timesteps of the roots, :math:`(B, )`.
-
-    ``roots`` are its nodes without a parent.
     """
 
     def __init__(self, phase: str, timesteps: np.ndarray) -> None:
         self.phase = phase
         self.timesteps = timesteps
-        self.roots: list[SearchNode] = []
         self._trees: list[dict[bytes, SearchNode]] = [{} for _ in timesteps]
         self._copies: dict[tuple[int, bytes], int] = {}
 
@@ -158,8 +155,6 @@ class SearchLineage:
         while node.tree >= len(self._trees):
             self._trees.append({})
         self._trees[node.tree][name] = node
-        if node.parent is None:
-            self.roots.append(node)
 
 
 def node_key(scope: str, depth: int, latent: np.ndarray) -> str:

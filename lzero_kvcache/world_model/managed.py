@@ -110,6 +110,8 @@ class ManagedInference:
             self.manager, self.store, self._window, self._positions, self.histories, lossless
         )
         self._lineage: Optional[SearchLineage] = None
+        # Of the running search, so that every node has an ancestor whose context is there.
+        self._root_contexts: list[Context] = []
         self._search_generation = 0
         self._last_missing: frozenset[int] = frozenset()
         self._model: Optional[CachedModel] = None
@@ -368,10 +370,8 @@ class ManagedInference:
             self.histories.hold(history, None)
 
     def _unpin_roots(self) -> None:
-        for node in [] if self._lineage is None else self._lineage.roots:
-            if node.context is not None:
-                self.store.release([node.context])
-                node.context = None
+        pinned, self._root_contexts = self._root_contexts, []
+        self.store.release(pinned)
 
     def __getstate__(self) -> dict:
         # What is made of the weights is made anew by a copy, whose weights are its own.
@@ -422,10 +422,10 @@ class ManagedInference:
             ))
             self._lineage.add(nodes[row], on_host[row].tobytes())
         self._contexts.cache(nodes, contexts)
-        for history, node, context in zip(histories, nodes, contexts):
+        for history, context in zip(histories, contexts):
             self.histories.hold(history, context)
-            if self.config.on_miss == 'rebuild':
-                node.context = self.store.retain(context)
+        if self.config.on_miss == 'rebuild':
+            self._root_contexts = [self.store.retain(context) for context in contexts]
 
     def nodes_of(self, latents: np.ndarray, search_depth: Sequence[int]) -> list[SearchNode]:
         """
