@@ -16,7 +16,8 @@ def contexts_summary(root_stats: Any, rebuild_stats: Any) -> str:
     return (
         f'Roots of running episodes: {root_stats.continuing:,}, with {root_stats.mean_context_length:.1f} tokens of '
         f'context on average, {root_stats.cold_starts:,} cold starts. '
-        f'Rebuilt after misses: {rebuild_stats.rebuilds:,} contexts, {rebuild_stats.tokens:,} tokens.'
+        f'After misses: {rebuild_stats.restored:,} contexts restored without computation, {rebuild_stats.rebuilds:,} '
+        f'rebuilt, by {rebuild_stats.tokens:,} tokens.'
     )
 
 

@@ -90,7 +90,7 @@ def test_the_stock_clearing_reaches_the_pools_and_changes_no_prediction():
     manager = world_model.kv_cache_manager
     assert [len(pool) for pools in manager.pools().values() for pool in pools] == [0] * 6
     episodes.step([0, 1, 2], 4)
-    assert world_model.kv_cache_inference.rebuild_stats.rebuilds == 3
+    assert world_model.kv_cache_inference.rebuild_stats.restored == 3
     world_model.precompute_pos_emb_diff_kv()
     world_model.clear_caches()
     assert len(manager.recur_pool) == 0

@@ -111,6 +111,54 @@ def test_a_batch_holds_its_contexts():
     assert len(store) == 0
 
 
+def test_an_unheld_context_is_whole_until_one_of_its_tokens_goes():
+    store = TokenStore(SHAPE)
+    (parent, ) = append(store, [None], [[1, 2]])
+    first, second = append(store, [parent, parent], [[3], [4]])
+    store.release([parent, second])
+    assert store.is_whole(parent) and store.is_whole(first) and not store.is_whole(second)
+    store.retain(parent)
+    store.release([first])
+    assert tokens_of(store, parent) == [1, 2] and len(store) == 2
+    (third, ) = append(store, [parent], [[5]])
+    # The token's place in the slab is in use again, by another token.
+    assert third.table.tolist() == first.table.tolist() and not store.is_whole(first)
+    store.release([parent, third])
+    assert len(store) == 0 and not store.is_whole(parent)
+
+
+@pytest.mark.parametrize('per_place', [0, 100])
+@pytest.mark.parametrize('limit, kept', [(100, 100), (5, 3)])
+def test_a_chain_of_steps_gives_what_single_steps_give(per_place, limit, kept):
+    store = TokenStore(SHAPE)
+    long, short = append(store, [None, None], [[1, 2], [0, 3]], counts=[2, 1])
+    store.place_offsets = torch.arange(9.).view(9, 1, 1, 1, 1).expand(9, 2, 2, 2, 4) * per_place
+    values = np.arange(10, 18).reshape(4, 2)
+
+    def append_step(batch, values):
+        places, _ = batch.append(2, None)
+        placed = torch.from_numpy(values + per_place * places).float()
+        batch.kv[:, batch.used - 2:batch.used] = placed[:, :, None, None, None, None]
+
+    before, after = [], []
+    for context, steps in ((long, values[:3]), (short, values[3:])):
+        for row in steps:
+            before.append(tokens_of(store, context))
+            with store.gather([context], 2, LIKE) as batch:
+                append_step(batch, row[None])
+                (context, ) = store.add(batch, limit=limit, kept=kept)
+            after.append(tokens_of(store, context))
+
+    with store.gather_chains([long, short], [3, 1], 2, limit, kept, LIKE) as batch:
+        append_step(batch, values)
+        for layer in range(SHAPE.num_layers):
+            batch.links.follow(layer)
+        for row, tokens in enumerate(before):
+            for of_layer in batch.kv[row, :len(tokens), :, 0, 0, 0].T:
+                assert of_layer.tolist() == tokens
+        assert [tokens_of(store, context) for context in store.add(batch, limit=limit, kept=kept)] == after
+
+
 def test_bytes_of_whatever_a_bare_pool_holds(keys_values):
     tensor = torch.zeros(3, 4)
     assert tensor_bytes([tensor, tensor, [tensor], {'a': np.zeros(2)}, 'text', 3]) == 48 + 16

@@ -21,7 +21,9 @@ REPORTED = [
     for quantity in ('hit_rate', 'misses', 'evictions', 'entries')
 ] + [
     f'kv_cache/{quantity}'
-    for quantity in ('roots/mean_context_length', 'roots/cold_starts', 'rebuilds/contexts', 'rebuilds/tokens')
+    for quantity in (
+        'roots/mean_context_length', 'roots/cold_starts', 'rebuilds/restored', 'rebuilds/contexts', 'rebuilds/tokens'
+    )
 ]
 
 

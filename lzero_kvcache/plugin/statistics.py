@@ -21,7 +21,7 @@ class StatisticsReporter:
         Tells collect from eval in the pools' statistics and reports both: a log line and TensorBoard scalars over the
         environment steps collected so far. ``kv_cache/<phase>_<pool>/{hit_rate,misses,evictions,entries}`` count since
         the phase's last point, ``kv_cache/<pool>/...`` both phases since the run began, as do
-        ``kv_cache/roots/{mean_context_length,cold_starts}`` and ``kv_cache/rebuilds/{contexts,tokens}``.
+        ``kv_cache/roots/{mean_context_length,cold_starts}`` and ``kv_cache/rebuilds/{restored,contexts,tokens}``.
     Arguments:
         - inference (:obj:`Union[ManagedInference, ValidatedInference]`): The world model's, with the pools.
         - log_interval (:obj:`int`): Searches between two log lines and two points; a phase that ends writes a point,
@@ -81,6 +81,7 @@ class StatisticsReporter:
         for tag, number in (
                 ('roots/mean_context_length', self._inference.root_stats.mean_context_length),
                 ('roots/cold_starts', self._inference.root_stats.cold_starts),
+                ('rebuilds/restored', self._inference.rebuild_stats.restored),
                 ('rebuilds/contexts', self._inference.rebuild_stats.rebuilds),
                 ('rebuilds/tokens', self._inference.rebuild_stats.tokens),
         ):
