@@ -1,5 +1,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from math import isfinite
+from numbers import Real
 from typing import Any, Optional
 
 from .checks import check_count, choices
@@ -39,6 +41,8 @@ class KVCacheConfig:
         - init_pool (:obj:`dict`): Root contexts, one pool per environment; ``size`` entries each, ``strategy``.
         - recur_pool (:obj:`dict`): Nodes of the running search, all environments.
         - wm_pool (:obj:`dict`): Rows of the last inference.
+        - memory_budget_mb (:obj:`Optional[float]`): MiB of keys and values that the pools may hold; the sizes that are
+            left open are derived from it. None: no budget.
         - on_miss (:obj:`str`): 'rebuild' (compute the missing context again: lossless) or 'reset' (as the stock code:
             start over from the latent state alone).
         - window (:obj:`str`): What happens to a context that reaches ``context_length - 1`` tokens: 'shift' (drop the
@@ -56,6 +60,7 @@ class KVCacheConfig:
     init_pool: PoolConfig = field(default_factory=PoolConfig)
     recur_pool: PoolConfig = field(default_factory=PoolConfig)
     wm_pool: PoolConfig = field(default_factory=PoolConfig)
+    memory_budget_mb: Optional[float] = None
     on_miss: str = 'rebuild'
     window: str = 'shift'
     rope_positions: str = 'release'
@@ -76,9 +81,13 @@ class KVCacheConfig:
         if isinstance(self.log_interval, bool) or not isinstance(self.log_interval, int) or self.log_interval < 0:
             raise ValueError(f'{KEY_PATH}.log_interval is {self.log_interval!r}: allowed is an integer of at least 0 '
                              '(searches; 0 for no log lines)')
-        tolerance = self.validation_tolerance
-        if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 <= tolerance < float('inf'):
-            raise ValueError(f'{KEY_PATH}.validation_tolerance is {tolerance!r}: allowed is a number of at least 0')
+        if not _is_number(self.validation_tolerance) or self.validation_tolerance < 0:
+            raise ValueError(f'{KEY_PATH}.validation_tolerance is {self.validation_tolerance!r}: allowed is a number '
+                             'of at least 0')
+        budget = self.memory_budget_mb
+        if budget is not None and (not _is_number(budget) or budget <= 0):
+            raise ValueError(f'{KEY_PATH}.memory_budget_mb is {budget!r}: allowed is a number above 0 (MiB), or None '
+                             'for no budget')
 
     @classmethod
     def from_dict(cls, kv_cache: Mapping[str, Any]) -> 'KVCacheConfig':
@@ -189,6 +198,10 @@ def _check_keys(config_class: type, given: Mapping[str, Any], key_path: str) -> 
 def _check_choice(key: str, value: Any, allowed: tuple) -> None:
     if not isinstance(value, str) or value not in allowed:
         raise ValueError(f'{KEY_PATH}.{key} is {value!r}: {choices(value, allowed)}')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
 
 
 def _parse_pool(name: str, given: Any) -> PoolConfig:

@@ -1,12 +1,16 @@
+import logging
 from collections.abc import Hashable, Sequence
 from numbers import Integral
 from typing import Any, Callable, Optional
 
+from .budget import ContextMemory, MemoryBudget, PoolSizes
 from .checks import check_count
 from .config import KVCacheConfig, PoolConfig, entry_of
 from .pool import KVCachePool
 from .stats import CacheStats
 from .store.memory import tensor_bytes
+
+logger = logging.getLogger('lzero_kvcache')
 
 
 class KVCacheManager:
@@ -18,13 +22,15 @@ class KVCacheManager:
     Arguments:
         - config (:obj:`Any`): An EasyDict, a dict or any object with attributes, normally ``world_model_cfg``. Read are
             ``kv_cache`` (see ``KVCacheConfig``), ``num_simulations`` (default 50) and ``game_segment_length``, the
-            latter two for the sizes that ``kv_cache`` leaves open.
+            latter two for the sizes that ``kv_cache`` leaves open. With ``memory_budget_mb``, ``num_layers``,
+            ``embed_dim`` and ``context_length``, too.
         - env_num (:obj:`int`): The number of environments.
         - enable_stats (:obj:`bool`): Whether the pools count; False overrides ``kv_cache.enable_stats``.
         - on_release (:obj:`Optional[Callable]`): Called with the values that leave a pool, as a list.
         - measure (:obj:`Callable`): Tells how many bytes of keys and values a list of values holds.
+        - memory (:obj:`Optional[ContextMemory]`): What entries cost; None: a whole window each.
     Raises:
-        - ValueError: If the config is not valid or ``env_num`` is below 1.
+        - ValueError: If the config is not valid, ``env_num`` is below 1, or the memory budget is too small.
     """
 
     def __init__(
@@ -34,23 +40,45 @@ class KVCacheManager:
             enable_stats: bool = True,
             on_release: Optional[Callable[[Sequence[Any]], None]] = None,
             measure: Callable[[Sequence[Any]], int] = tensor_bytes,
+            memory: Optional[ContextMemory] = None,
     ) -> None:
         self.env_num = check_count(env_num, 'env_num', 'environments')
         self.config = KVCacheConfig.find_in(config)
         self._measure = measure
         self.enable_stats = enable_stats and self.config.enable_stats
-        num_simulations = _count_in(config, 'num_simulations', 'simulations', default=50)
-        init_size = _count_in(config, 'game_segment_length', 'steps', default=max(256, 2 * num_simulations))
+        self.budget: Optional[MemoryBudget] = None
+        self.sizes = self._pool_sizes(config, memory)
 
-        def build(name: str, pool_config: PoolConfig, default_size: int) -> KVCachePool:
-            size = default_size if pool_config.size is None else pool_config.size
+        def build(name: str, pool_config: PoolConfig, size: int) -> KVCachePool:
             return KVCachePool(size, self.config.strategy_of(pool_config), self.enable_stats, name, on_release)
 
         self.init_pools: list[KVCachePool] = [
-            build(f'init_pools[{env_id}]', self.config.init_pool, init_size) for env_id in range(env_num)
+            build(f'init_pools[{env_id}]', self.config.init_pool, self.sizes.init) for env_id in range(env_num)
         ]
-        self.recur_pool = build('recur_pool', self.config.recur_pool, num_simulations * env_num)
-        self.wm_pool = build('wm_pool', self.config.wm_pool, env_num)
+        self.recur_pool = build('recur_pool', self.config.recur_pool, self.sizes.recur)
+        self.wm_pool = build('wm_pool', self.config.wm_pool, self.sizes.wm)
+        if memory is None:
+            self.log_budget()
+
+    def _pool_sizes(self, config: Any, memory: Optional[ContextMemory]) -> PoolSizes:
+        num_simulations = _count_in(config, 'num_simulations', 'simulations', default=50)
+        init_size = _count_in(config, 'game_segment_length', 'steps', default=max(256, 2 * num_simulations))
+        wanted = PoolSizes(init=init_size, recur=num_simulations * self.env_num, wm=self.env_num)
+        given = PoolSizes(self.config.init_pool.size, self.config.recur_pool.size, self.config.wm_pool.size)
+        if self.config.memory_budget_mb is None:
+            return given.or_else(wanted)
+        self.budget = MemoryBudget(
+            self.config.memory_budget_mb, memory or ContextMemory.of_whole_windows(config), self.env_num
+        )
+        return self.budget.fit(given, wanted)
+
+    def log_budget(self) -> None:
+        """
+        Overview:
+            Say in the log what the memory budget came to, where there is one.
+        """
+        if self.budget is not None:
+            logger.info(self.budget.describe(self.sizes))
 
     def get_init_cache(self, env_id: int, key: Hashable) -> Optional[Any]:
         """

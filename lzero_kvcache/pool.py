@@ -178,6 +178,13 @@ class KVCachePool:
         if leaving:
             self._release(leaving)
 
+    def evict(self) -> None:
+        """
+        Overview:
+            Let the strategy's next victim leave. The pool must hold an entry.
+        """
+        self._release([self._evict()])
+
     def clear(self) -> None:
         """
         Overview:

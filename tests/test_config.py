@@ -30,6 +30,8 @@ WRONG = [
     *[(dict(enable_stats=given), '.enable_stats', given, 'allowed are True and False') for given in NO_SWITCH],
     *[(dict(log_interval=given), '.log_interval', given, 'allowed is an integer of at least 0')
       for given in (-1, 2.5, True, '10', None)],
+    *[(dict(memory_budget_mb=given), '.memory_budget_mb', given, 'allowed is a number above 0 .MiB., or None')
+      for given in (0, -1, '64', True, float('nan'), float('inf'))],
     *[(dict(validation_tolerance=given), '.validation_tolerance', given, 'allowed is a number of at least 0')
       for given in (-1e-3, '1e-4', True, None, float('nan'), float('inf'))],
     *[(dict(strategy=given), '.strategy', given, 'allowed are ') for given in [*BAD_STRATEGIES, None]],
@@ -85,8 +87,9 @@ def test_every_key_is_checked(name):
 def test_defaults():
     pool = dict(size=None, strategy=None)
     assert KVCacheConfig().to_dict() == dict(
-        mode='managed', strategy='fifo', init_pool=pool, recur_pool=pool, wm_pool=pool, on_miss='rebuild',
-        window='shift', rope_positions='release', enable_stats=True, log_interval=1000, validation_tolerance=1e-4,
+        mode='managed', strategy='fifo', init_pool=pool, recur_pool=pool, wm_pool=pool, memory_budget_mb=None,
+        on_miss='rebuild', window='shift', rope_positions='release', enable_stats=True, log_interval=1000,
+        validation_tolerance=1e-4,
     )
     assert KVCacheConfig.from_dict({}) == KVCacheConfig()
 

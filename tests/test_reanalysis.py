@@ -6,6 +6,8 @@ from models import build_model, kv_cache, observations, random_action
 from oracle import Oracle
 from searches import live_nodes, search
 
+from lzero_kvcache.budget import MIB
+
 UNROLL_STEPS = 5
 BATCH_SIZE = 6
 
@@ -89,3 +91,13 @@ def test_memory_is_bounded_by_one_search():
         assert sum(len(pool) for pool in manager.init_pools) == 0
     assert nodes == [len(timesteps) * 11] * 4
     assert max(held) <= model.world_model.context_length * (manager.recur_pool.pool_size + manager.wm_pool.pool_size)
+
+
+def test_memory_keeps_within_the_budget():
+    megabytes = 0.2
+    model = build_model(kv_cache=kv_cache(memory_budget_mb=megabytes))
+    manager, held = model.world_model.kv_cache_manager, []
+    root, timesteps = begin_reanalysis(model)
+    search(model, root, [np.array(step) for step in timesteps], 15,
+           lambda expansion, output: held.append(sum(manager.memory_bytes().values())))
+    assert 0.5 * megabytes * MIB < max(held) <= megabytes * MIB

@@ -18,8 +18,8 @@ sizes = st.one_of(st.none(), st.integers(1, 6))
 pools = st.fixed_dictionaries(dict(size=sizes, strategy=st.sampled_from([None, *sorted(EVICTION_REGISTRY)])))
 caches = st.fixed_dictionaries(dict(
     strategy=st.sampled_from(sorted(EVICTION_REGISTRY)), init_pool=pools, recur_pool=pools, wm_pool=pools,
-    window=st.sampled_from(['shift', 'rebuild']), on_miss=st.sampled_from(['rebuild', 'reset']),
-    rope_positions=st.sampled_from(['release', 'aligned']),
+    memory_budget_mb=st.sampled_from([None, None, 1.]), window=st.sampled_from(['shift', 'rebuild']),
+    on_miss=st.sampled_from(['rebuild', 'reset']), rope_positions=st.sampled_from(['release', 'aligned']),
 ))
 subsets = st.permutations(range(ENV_NUM)).flatmap(
     lambda order: st.integers(1, ENV_NUM).map(lambda count: order[:count])

@@ -96,6 +96,15 @@ def test_the_slab_grows_and_its_memory_is_used_again():
     assert len(store._holders) == size
 
 
+def test_the_slab_doubles_no_further_than_expected():
+    store = TokenStore(SHAPE)
+    store.expected_tokens = 40
+    contexts = [append(store, [None], [[number] * 4])[0] for number in range(9)]
+    assert len(store._holders) == 40
+    contexts += [append(store, [None], [[number] * 4])[0] for number in range(9, 12)]
+    assert len(store._holders) == 49 and [tokens_of(store, context)[0] for context in contexts] == list(range(12))
+
+
 def test_a_batch_holds_its_contexts():
     store = TokenStore(SHAPE)
     (parent, ) = append(store, [None], [[1, 2]])

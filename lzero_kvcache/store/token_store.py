@@ -30,6 +30,15 @@ class TokenShape:
     head_dim: int
     keep_embeddings: bool = False
 
+    @property
+    def numbers_per_token(self) -> int:
+        """
+        Overview:
+            How many numbers the store keeps for one token.
+        """
+        width = self.num_heads * self.head_dim
+        return 2 * self.num_layers * width + (width if self.keep_embeddings else 0)
+
 
 class TokenStore:
     """
@@ -37,7 +46,8 @@ class TokenStore:
         Keeps each token's keys and values once, in one growing slab, and counts the contexts that consist of it: a
         child's context is its parent's and a few tokens of its own. ``place_offsets``, where set, are what a token's
         place in its row contributes to its keys and values, :math:`(places, num_layers, 2, num_heads, head_dim)`; the
-        slab is without them, so that a token may move to another place.
+        slab is without them, so that a token may move to another place. ``expected_tokens``, where set, are how many
+        tokens there will be at most: the slab doubles no further.
     Arguments:
         - shape (:obj:`TokenShape`): The dimensions.
     """
@@ -45,6 +55,7 @@ class TokenStore:
     def __init__(self, shape: TokenShape) -> None:
         self.shape = shape
         self.place_offsets: Optional[torch.Tensor] = None
+        self.expected_tokens: Optional[int] = None
         self._kv: Optional[torch.Tensor] = None
         self._embeddings: Optional[torch.Tensor] = None
         self._positions: Optional[np.ndarray] = None
@@ -106,7 +117,7 @@ class TokenStore:
             self, tables: Sequence[np.ndarray], room: int, like: torch.Tensor, held: Sequence[Optional[Context]]
     ) -> ContextBatch:
         if self._kv is None:
-            self._grow(FEWEST_TOKENS, like)
+            self._grow(self._up_to_expected(FEWEST_TOKENS), like)
         lengths = [len(table) for table in tables]
         width = max(lengths, default=0)
         index = np.zeros((len(lengths), width + room), dtype=np.int64)
@@ -258,7 +269,8 @@ class TokenStore:
 
     def _reserve(self, count: int) -> tuple[np.ndarray, Union[slice, torch.Tensor]]:
         if len(self._free) < count:
-            self._grow(max(2 * len(self._holders), len(self._holders) + count), self._kv)
+            size = len(self._holders)
+            self._grow(max(self._up_to_expected(2 * size), size + count), self._kv)
         taken = self._free[:-count - 1:-1] if count else []
         del self._free[len(self._free) - count:]
         new = np.asarray(taken, dtype=np.int64)
@@ -268,6 +280,9 @@ class TokenStore:
         if taken and taken == list(range(taken[0], taken[0] + count)):
             return new, slice(taken[0], taken[0] + count)
         return new, self._on_device(new)
+
+    def _up_to_expected(self, size: int) -> int:
+        return size if self.expected_tokens is None else min(size, self.expected_tokens)
 
     def _grow(self, size: int, like: torch.Tensor) -> None:
         shape, former = self.shape, len(self._holders)

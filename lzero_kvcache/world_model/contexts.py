@@ -41,6 +41,8 @@ class NodeContexts:
         self._window = window
         self._positions = positions
         self._lossless = lossless
+        if manager.budget is not None:
+            store.expected_tokens = manager.budget.store_tokens(manager.sizes)
 
     def of(
             self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: Optional[np.ndarray]
@@ -117,6 +119,14 @@ class NodeContexts:
                 self._manager.set_init_cache(node.env_id, node.key, context, node.priority)
         if below_roots:
             self._manager.recur_pool.set_many(*zip(*below_roots))
+        if self._store.expected_tokens is not None:
+            self._keep_within_budget()
+
+    def _keep_within_budget(self) -> None:
+        # Contexts share less than their number lets expect where many have been rebuilt.
+        pool = self._manager.recur_pool
+        while len(self._store) > self._store.expected_tokens and len(pool):
+            pool.evict()
 
     def keep_last_inference(
             self, nodes: Sequence[SearchNode], contexts: Sequence[Context], priorities: Sequence[Optional[float]]

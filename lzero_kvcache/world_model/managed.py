@@ -9,6 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..budget import FLOAT_BYTES, ContextMemory
 from ..checks import choices
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
@@ -70,7 +71,7 @@ class ManagedInference:
         - num_simulations (:obj:`int`): Simulations per search.
         - game_segment_length (:obj:`Optional[int]`): Steps per game segment.
     Raises:
-        - ValueError: If the model's window is too short for a cache.
+        - ValueError: If the model's window is too short for a cache, or the memory budget too small.
     """
 
     def __init__(
@@ -93,13 +94,21 @@ class ManagedInference:
             keep_embeddings=config.window == 'rebuild',
         ))
         self._window = ContextWindow(world_model.context_length, config.window, self.store)
+        lossless = config.on_miss == 'rebuild'
         self.manager = KVCacheManager(
             SimpleNamespace(
                 kv_cache=config, num_simulations=num_simulations, game_segment_length=game_segment_length
-            ), env_num, on_release=self.store.release, measure=self.store.kv_bytes
+            ), env_num, on_release=self.store.release, measure=self.store.kv_bytes,
+            memory=ContextMemory(
+                token_bytes=FLOAT_BYTES * self.store.shape.numbers_per_token,
+                context_tokens=self._window.limit - 1,
+                # A context that is encoded again has all its tokens for itself.
+                node_tokens=1 + self._num_observations_tokens if self._window.moves_tokens else self._window.limit - 1,
+                # Those of running episodes, collect and eval.
+                held_contexts=2 * env_num if lossless else 0,
+            )
         )
         self._scores = scores_of(config)
-        lossless = config.on_miss == 'rebuild'
         self.histories = EnvironmentHistories(
             self.manager, self.store,
             num_observations=1 + self._window.limit // (1 + self._num_observations_tokens),
@@ -346,6 +355,8 @@ class ManagedInference:
 
     def _current_model(self, world_model: Any) -> CachedModel:
         if self._weights.have_changed(world_model) or self._model is None:
+            if self.weights_generation == 0:
+                self.manager.log_budget()
             self._weights.remember(world_model)
             self._renew_model(world_model)
         return self._model
