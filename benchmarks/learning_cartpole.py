@@ -16,7 +16,7 @@ from rich.progress import Progress
 from rich.table import Table
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from benchmarks.machine import machine
+from lzero_kvcache.bench.machine import machine
 
 # The options of the example; mode 'legacy' is the release's own code.
 ARMS = {

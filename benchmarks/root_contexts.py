@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.machine import machine
+from lzero_kvcache.bench.machine import machine
 from lzero_kvcache.plugin.policies import UniZeroKVCachePolicy
 from lzero_kvcache.progress import run_progress
 from lzero_kvcache.world_model import KVCacheWorldModelMixin

@@ -102,7 +102,7 @@ def test_the_slab_doubles_no_further_than_expected():
     contexts = [append(store, [None], [[number] * 4])[0] for number in range(9)]
     assert len(store._holders) == 40
     contexts += [append(store, [None], [[number] * 4])[0] for number in range(9, 12)]
-    assert len(store._holders) == 49 and [tokens_of(store, context)[0] for context in contexts] == list(range(12))
+    assert len(store._holders) == 48 and [tokens_of(store, context)[0] for context in contexts] == list(range(12))
 
 
 def test_a_batch_holds_its_contexts():

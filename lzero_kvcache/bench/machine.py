@@ -6,7 +6,12 @@ from pathlib import Path
 
 
 def machine() -> dict:
-    """What a measurement ran on."""
+    """
+    Overview:
+        What a measurement ran on.
+    Returns:
+        - machine (:obj:`Dict[str, Any]`): Processor, cores, system, versions of Python and of the packages.
+    """
     cpuinfo = Path('/proc/cpuinfo')
     names = re.findall(r'model name\s*: (.*)', cpuinfo.read_text()) if cpuinfo.exists() else []
     packages = {name: version(name) for name in ('torch', 'lightzero', 'DI-engine', 'lzero-kvcache')}

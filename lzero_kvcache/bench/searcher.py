@@ -7,7 +7,7 @@ from ding.utils import deep_merge_dicts
 from easydict import EasyDict
 from lzero.policy.unizero import UniZeroPolicy
 
-from lzero_kvcache.plugin import UniZeroKVCachePolicy
+from ..plugin import UniZeroKVCachePolicy
 
 NUM_ACTIONS = 6
 # Large enough that a context matters, small enough that wide models do not saturate.
@@ -16,9 +16,16 @@ WEIGHT_SCALE = 2.0
 
 class Searcher:
     """
-    One policy on random observations: ``collect`` is one collect step of all environments, search included.
-
-    ``kv_cache=None``: LightZero's own policy.
+    Overview:
+        One policy with random weights on random observations.
+    Arguments:
+        - embed_dim (:obj:`int`): Width of the model, which has 2 layers.
+        - context_length (:obj:`int`): Its window in tokens.
+        - kv_cache (:obj:`Optional[dict]`): The plugin's ``kv_cache`` entry; None: LightZero's own policy.
+        - observation (:obj:`str`): 'vector' or 'image'.
+        - rotary (:obj:`bool`): Rotary positions instead of learned ones.
+        - env_num (:obj:`int`): Environments.
+        - num_simulations (:obj:`int`): Simulations per search.
     """
 
     def __init__(
@@ -61,7 +68,12 @@ class Searcher:
             self.world_model.precompute_pos_emb_diff_kv()
 
     def collect(self) -> Any:
-        """All environments take a step. Equal calls of two searchers see equal observations."""
+        """
+        Overview:
+            One collect step of all environments, search included. Equal calls of two searchers see equal observations.
+        Returns:
+            - output (:obj:`dict`): What the policy returns.
+        """
         generator = torch.Generator().manual_seed(self._timestep)
         output = self.policy.collect_mode.forward(
             torch.rand(self._env_num, *self._shape, generator=generator), [np.ones(NUM_ACTIONS)] * self._env_num, 1.,

@@ -1,0 +1,1 @@
+"""What a search costs with the cache, measured beside the release: 'lzero-kvcache bench'."""

@@ -1,0 +1,87 @@
+from typing import Any
+
+from rich.progress import Progress
+from rich.table import Table
+
+from ..eviction import EVICTION_REGISTRY
+from .searcher import Searcher
+from .section import Section, in_lines, table_of
+from .settings import MODELS, Settings
+from .timing import in_turn, paired_ratio, until_the_window_is_full
+
+GOAL = 0.7
+
+
+class SmallPools(Section):
+    """
+    Overview:
+        Real searches with recur pools that do not hold all their nodes, lossless, every strategy: hit rates, and
+        throughput against an unlimited pool. The first model meets every share, the others the small pool only.
+    """
+    name = 'small_pools'
+    title = 'What does a recur pool cost that is too small?'
+
+    def measure(self, settings: Settings, progress: Progress) -> list[dict]:
+        rows = []
+        for number, model in enumerate(settings.models):
+            for share in settings.pool_shares if number == 0 else (settings.small_pool, ):
+                rows += self._measure(settings, model, share, progress)
+        return rows
+
+    def _measure(self, settings: Settings, model: str, share: float, progress: Progress) -> list[dict]:
+        search = dict(MODELS[model], env_num=settings.env_num, num_simulations=settings.num_simulations)
+        pool = dict(size=max(1, round(share * settings.env_num * settings.num_simulations)))
+        strategies = sorted(EVICTION_REGISTRY)
+        searchers = [Searcher(**search, kv_cache=dict(strategy='lru'))]
+        searchers += [Searcher(**search, kv_cache=dict(strategy=name, recur_pool=pool)) for name in strategies]
+        unlimited, *times = in_turn(
+            searchers, until_the_window_is_full(search['context_length']), max(2, settings.steps // 2), progress,
+            f'recur pool of {share:.0%}: {model}'
+        )
+        rows = []
+        for strategy, searcher, taken in zip(strategies, searchers[1:], times):
+            inference = searcher.world_model.kv_cache_inference
+            queries = inference.manager.recur_pool.stats.total_queries
+            rows.append(dict(
+                model=model, share=share, pool_size=pool['size'], strategy=strategy,
+                hit_rate=inference.manager.recur_pool.stats.hit_rate, throughput=1 / paired_ratio(taken, unlimited),
+                restored=inference.rebuild_stats.restored / queries, rebuilt=inference.rebuild_stats.rebuilds / queries,
+            ))
+        return rows
+
+    def table(self, rows: list[dict]) -> Table:
+        table = table_of('Recur pools that are too small, against one that is not (of the queries: hits, contexts '
+                         'restored without computation, rebuilt)', 'model', 'pool', 'strategy', 'hits', 'restored',
+                         'rebuilt', 'throughput')
+        for row in rows:
+            table.add_row(row['model'], f"{row['share']:.0%}", row['strategy'], f"{row['hit_rate']:.1%}",
+                          f"{row['restored']:.1%}", f"{row['rebuilt']:.1%}", f"{row['throughput']:.2f}")
+        return table
+
+    def plot(self, rows: list[dict], figure: Any) -> None:
+        of_hits, of_throughput, of_models = figure.subplots(1, 3)
+        first = rows[0]['model']
+        shares = sorted({row['share'] for row in rows if row['model'] != first} or {row['share'] for row in rows})
+        models = list(dict.fromkeys(row['model'] for row in rows))
+        strategies = sorted({row['strategy'] for row in rows})
+        width = 0.8 / len(strategies)
+        for number, strategy in enumerate(strategies):
+            own = [row for row in rows if row['strategy'] == strategy]
+            of_first = [row for row in own if row['model'] == first]
+            percent = [100 * row['share'] for row in of_first]
+            of_hits.plot(percent, [100 * row['hit_rate'] for row in of_first], 'o-', label=strategy)
+            of_throughput.plot(percent, [row['throughput'] for row in of_first], 'o-', label=strategy)
+            at_small = {row['model']: row['throughput'] for row in own if row['share'] == shares[0]}
+            places = [place + (number - (len(strategies) - 1) / 2) * width for place in range(len(models))]
+            bars = of_models.bar(places, [at_small.get(model, 0) for model in models], width, label=strategy)
+            of_models.bar_label(bars, fmt='%.2f', fontsize='small')
+        of_hits.set(title=f'hit rate\n{first}', xlabel='recur pool (% of the nodes)', ylabel='% of the queries')
+        of_hits.set_ylim(0, 103)
+        of_throughput.set(title=f'throughput, lossless\n{first}', xlabel='recur pool (% of the nodes)',
+                          ylabel='of an unlimited pool')
+        of_models.set(title=f'throughput, pool of {shares[0]:.0%}', ylabel='of an unlimited pool')
+        of_models.set_xticks(range(len(models)), [in_lines(model) for model in models])
+        for panel in (of_throughput, of_models):
+            panel.axhline(GOAL, color='black', linestyle=':', label=f'goal at {shares[0]:.0%}')
+            panel.set_ylim(0, 1.15)
+        of_throughput.legend(frameon=False)

@@ -1,0 +1,69 @@
+from statistics import median
+from typing import Any
+
+from rich.progress import Progress
+from rich.table import Table
+
+from .searcher import Searcher
+from .section import COLORS, Section, in_lines, table_of
+from .settings import MODELS, Settings
+from .timing import in_turn, paired_ratio, seconds_of_step, timed_cache_work, until_the_window_is_full
+
+# Of plugin / release, with the default settings of the benchmark.
+GOALS = {'64 wide, window 8': 0.40, '256 wide, window 32': 0.45, '768 wide, window 8, images': 0.80}
+SHARE_GOAL = 0.05
+
+
+class CollectSteps(Section):
+    """
+    Overview:
+        One collect step of the policy (root inference, search, actions), and how much of it is the cache's.
+    """
+    name = 'steps'
+    title = 'What does a collect step cost, and which share of it is the cache?'
+
+    def measure(self, settings: Settings, progress: Progress) -> list[dict]:
+        search = dict(env_num=settings.env_num, num_simulations=settings.num_simulations)
+        rows = []
+        for name in settings.models:
+            release = Searcher(**MODELS[name], **search)
+            plugin = Searcher(**MODELS[name], **search, kv_cache=dict(strategy='lru'))
+            warm_up = until_the_window_is_full(MODELS[name]['context_length'])
+            of_release, of_plugin = in_turn([release, plugin], warm_up, settings.steps, progress, f'steps: {name}')
+            shares = []
+            for _ in range(max(1, settings.steps // 2)):
+                with timed_cache_work() as spent:
+                    taken = seconds_of_step(plugin)
+                shares.append(sum(spent) / taken)
+            rows.append(dict(
+                model=name, **search, release_ms=1000 * median(of_release), plugin_ms=1000 * median(of_plugin),
+                ratio=paired_ratio(of_plugin, of_release), cache_share=median(shares), goal=GOALS.get(name),
+            ))
+        return rows
+
+    def table(self, rows: list[dict]) -> Table:
+        search = '{env_num} environments x {num_simulations} simulations'.format(**rows[0])
+        table = table_of(f'One collect step, {search} (medians of pairs)', 'model', 'release', 'plugin',
+                         'plugin / release', 'goal', 'share of the cache', 'goal')
+        for row in rows:
+            goal = '' if row['goal'] is None else f"{row['goal']:.2f}"
+            table.add_row(row['model'], f"{row['release_ms']:.0f} ms", f"{row['plugin_ms']:.0f} ms",
+                          f"{row['ratio']:.2f}", goal, f"{row['cache_share']:.1%}", f'{SHARE_GOAL:.0%}')
+        return table
+
+    def plot(self, rows: list[dict], figure: Any) -> None:
+        of_ratio, of_share = figure.subplots(1, 2)
+        names = [in_lines(row['model']) for row in rows]
+        bars = of_ratio.bar(names, [row['ratio'] for row in rows], color=COLORS['plugin'], label='plugin / release')
+        of_ratio.bar_label(bars, fmt='%.2f')
+        goals = [(number, row['goal']) for number, row in enumerate(rows) if row['goal'] is not None]
+        of_ratio.hlines([goal for _, goal in goals], [number - 0.4 for number, _ in goals],
+                        [number + 0.4 for number, _ in goals], color='black', linestyle=':', label='goal')
+        of_ratio.axhline(1, color=COLORS['release'], linestyle='--', label='release')
+        of_ratio.set(title='time of a collect step', ylabel='plugin / release')
+        bars = of_share.bar(names, [100 * row['cache_share'] for row in rows], color=COLORS['plugin'])
+        of_share.bar_label(bars, fmt='%.1f %%')
+        of_share.axhline(100 * SHARE_GOAL, color='black', linestyle=':', label='goal')
+        of_share.set(title='share of the step that the cache takes', ylabel='% of the time')
+        for panel in (of_ratio, of_share):
+            panel.legend(frameon=False)
