@@ -1,6 +1,4 @@
 """One run of a LightZero entry, seen on the screen: a progress bar, and the cache's statistics at the end."""
-import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,9 +7,8 @@ from typing import Any, Optional
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .output import output_to
 from .tables import contexts_summary, statistics_table
-
-LINES_SHOWN_ON_FAILURE = 30
 
 
 @contextmanager
@@ -28,15 +25,12 @@ def run_progress(exp_name: str, max_env_step: Optional[int] = None) -> Iterator[
 
     log_path = Path(f'{exp_name}.log')
     log_path.parent.mkdir(parents=True, exist_ok=True)
-    with _output_to(log_path) as screen:
+    with output_to(log_path) as screen:
         display = _RunDisplay(screen, max_env_step)
         step_listeners.append(display.on_step)
         try:
             with display.progress:
                 yield
-        except BaseException:
-            _show_tail(screen, log_path)
-            raise
         finally:
             step_listeners.remove(display.on_step)
         if display.inference is not None:
@@ -74,29 +68,3 @@ class _RunDisplay:
         # A bar is drawn on a terminal only; elsewhere lines show that the run is alive.
         if not self._screen.is_terminal and (self._searches + self._learner_steps) % 50 == 0:
             self._screen.print(f'{int(self.progress.tasks[0].completed)} environment steps, {activity}')
-
-
-@contextmanager
-def _output_to(log_path: Path) -> Iterator[Console]:
-    saved: list[Any] = [os.dup(1), os.dup(2)]
-    with open(saved[0], 'w', closefd=False) as screen, open(log_path, 'w') as log:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-        try:
-            yield Console(file=screen)
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            for descriptor, copy in enumerate(saved, start=1):
-                os.dup2(copy, descriptor)
-    for copy in saved:
-        os.close(copy)
-
-
-def _show_tail(screen: Console, log_path: Path) -> None:
-    lines = log_path.read_text(errors='replace').splitlines()[-LINES_SHOWN_ON_FAILURE:]
-    screen.print(f'The run has failed. The last lines of {log_path}:', soft_wrap=True)
-    for line in lines:
-        screen.print(line, markup=False, highlight=False, soft_wrap=True)

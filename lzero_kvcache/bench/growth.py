@@ -1,6 +1,7 @@
 from statistics import median
 from typing import Any
 
+from matplotlib.ticker import LogLocator
 from rich.progress import Progress
 from rich.table import Table
 
@@ -46,8 +47,7 @@ class Growth(Section):
                          'release', 'plugin', 'plugin / release')
         for row in rows:
             table.add_row(AXES[row['axis']], str(row['value']), f"{row['release_ms']:,.0f} ms",
-                          f"{row['plugin_ms']:,.0f} ms", f"{row['ratio']:.2f}",
-                          end_section=row['axis'] != rows[min(rows.index(row) + 1, len(rows) - 1)]['axis'])
+                          f"{row['plugin_ms']:,.0f} ms", f"{row['ratio']:.2f}")
         return table
 
     def plot(self, rows: list[dict], figure: Any) -> None:
@@ -61,6 +61,8 @@ class Growth(Section):
                                textcoords='offset points', ha='center', fontsize='small', color=COLORS['plugin'])
             panel.set(xlabel=label, xscale='log', yscale='log', title=f'by {label.split()[0]}')
             panel.set_xticks(values, [str(value) for value in values])
+            panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            panel.yaxis.set_major_formatter('{x:,.0f}')
             panel.minorticks_off()
             panel.margins(y=0.15)
         figure.axes[0].set(ylabel='ms per collect step')

@@ -6,9 +6,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
-from rich.console import Console
+from matplotlib.figure import Figure
 from rich.progress import Progress
 
+from ..output import output_to
 from .growth import Growth
 from .launches import Launches
 from .machine import machine
@@ -19,18 +20,13 @@ from .settings import Settings
 from .small_pools import SmallPools
 from .steps import CollectSteps
 
-try:
-    from matplotlib.figure import Figure
-except ImportError as error:
-    raise ImportError("the benchmark draws with matplotlib: pip install 'lzero-kvcache[bench]'") from error
-
 SECTIONS: tuple[Section, ...] = (
     CollectSteps(), Growth(), SmallPools(), Memory(), PoolOperations(), Launches()
 )
-REPORT = 'benchmark_kv_cache.json'
+REPORT, LOG = 'benchmark_kv_cache.json', 'benchmark_kv_cache.log'
 
 
-def run_benchmark(names: Sequence[str], settings: Settings, threads: int, out: Path, console: Console) -> None:
+def run_benchmark(names: Sequence[str], settings: Settings, threads: int, out: Path) -> None:
     """
     Overview:
         Measure, show the tables, and write JSON and plots. What is done is written before the next section begins.
@@ -39,7 +35,6 @@ def run_benchmark(names: Sequence[str], settings: Settings, threads: int, out: P
         - settings (:obj:`Settings`): What is measured, and how often.
         - threads (:obj:`int`): Threads of PyTorch.
         - out (:obj:`Path`): The folder.
-        - console (:obj:`Console`): The screen.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
@@ -47,17 +42,19 @@ def run_benchmark(names: Sequence[str], settings: Settings, threads: int, out: P
     logging.getLogger('matplotlib').setLevel(logging.WARNING)
     report = dict(machine=machine(), threads=threads, settings=asdict(settings), sections={})
     sections = [section for section in SECTIONS if section.name in names]
-    with Progress(console=console) as progress:
-        overall = progress.add_task('sections', total=len(sections))
-        for section in sections:
-            rows = section.measure(settings, progress)
-            report['sections'][section.name] = rows
-            (out / REPORT).write_text(json.dumps(report, indent=2))
-            draw(section, rows, out / f'{section.name}.png')
-            console.print(section.table(rows), '')
-            progress.advance(overall)
-    console.print(', '.join(f'{key}: {value}' for key, value in report['machine'].items()), f'threads: {threads}',
-                  f'Written to {out}: {REPORT}, ' + ', '.join(f'{section.name}.png' for section in sections), sep='\n')
+    with output_to(out / LOG) as screen:
+        with Progress(console=screen, redirect_stdout=False, redirect_stderr=False) as progress:
+            overall = progress.add_task('sections', total=len(sections))
+            for section in sections:
+                rows = section.measure(settings, progress)
+                report['sections'][section.name] = rows
+                (out / REPORT).write_text(json.dumps(report, indent=2))
+                draw(section, rows, out / f'{section.name}.png')
+                progress.console.print(section.table(rows), '')
+                progress.advance(overall)
+        screen.print(', '.join(f'{key}: {value}' for key, value in report['machine'].items()), f'threads: {threads}',
+                     f'Written to {out}: {REPORT}, ' + ', '.join(f'{section.name}.png' for section in sections),
+                     f'Output of LightZero: {out / LOG}', sep='\n', soft_wrap=True)
 
 
 def draw(section: Section, rows: list[dict], path: Path) -> None:

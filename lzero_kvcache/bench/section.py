@@ -60,7 +60,7 @@ def table_of(title: str, *columns: str) -> Table:
     """
     table = Table(title=title, box=None, title_justify='left')
     for number, column in enumerate(columns):
-        table.add_column(column, justify='right' if number else 'left')
+        table.add_column(column, justify='right' if number else 'left', no_wrap=number == 0)
     return table
 
 

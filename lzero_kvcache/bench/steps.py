@@ -43,8 +43,8 @@ class CollectSteps(Section):
 
     def table(self, rows: list[dict]) -> Table:
         search = '{env_num} environments x {num_simulations} simulations'.format(**rows[0])
-        table = table_of(f'One collect step, {search} (medians of pairs)', 'model', 'release', 'plugin',
-                         'plugin / release', 'goal', 'share of the cache', 'goal')
+        title = f'One collect step, {search} (medians of pairs), and the share of it that the cache takes'
+        table = table_of(title, 'model', 'release', 'plugin', 'plugin / release', 'goal', 'cache', 'goal')
         for row in rows:
             goal = '' if row['goal'] is None else f"{row['goal']:.2f}"
             table.add_row(row['model'], f"{row['release_ms']:.0f} ms", f"{row['plugin_ms']:.0f} ms",
@@ -66,4 +66,5 @@ class CollectSteps(Section):
         of_share.axhline(100 * SHARE_GOAL, color='black', linestyle=':', label='goal')
         of_share.set(title='share of the step that the cache takes', ylabel='% of the time')
         for panel in (of_ratio, of_share):
-            panel.legend(frameon=False)
+            panel.margins(y=0.25)
+            panel.legend(frameon=False, loc='upper center', ncols=3)

@@ -1,0 +1,52 @@
+"""LightZero prints and logs a lot: to a file, so that the screen says what matters."""
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+LINES_SHOWN_ON_FAILURE = 30
+
+
+@contextmanager
+def output_to(log_path: Path) -> Iterator[Console]:
+    """
+    Overview:
+        Whatever is printed within the ``with`` block, by C code, too, goes to a file. If the block fails, the file's
+        last lines are shown.
+    Arguments:
+        - log_path (:obj:`Path`): The file.
+    Returns:
+        - screen (:obj:`Console`): The screen.
+    """
+    saved: list[Any] = [os.dup(1), os.dup(2)]
+    with open(saved[0], 'w', closefd=False) as descriptor, open(log_path, 'w') as log:
+        screen = Console(file=descriptor)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        try:
+            yield screen
+        except BaseException:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            _show_tail(screen, log_path)
+            raise
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, copy in enumerate(saved, start=1):
+                os.dup2(copy, number)
+    for copy in saved:
+        os.close(copy)
+
+
+def _show_tail(screen: Console, log_path: Path) -> None:
+    lines = log_path.read_text(errors='replace').splitlines()[-LINES_SHOWN_ON_FAILURE:]
+    screen.print(f'The run has failed. The last lines of {log_path}:', soft_wrap=True)
+    for line in lines:
+        screen.print(line, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,96 @@
+"""'lzero-kvcache bench': every section measures real searches, shows a table and draws a plot."""
+import json
+import sys
+
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+from rich.progress import Progress
+
+from lzero_kvcache import EVICTION_REGISTRY, cli
+from lzero_kvcache.bench.report import SECTIONS, draw
+from lzero_kvcache.bench.settings import MODELS, Settings
+
+SETTINGS = Settings(
+    steps=2, growth_steps=1, models=('64 wide, window 8', '64 wide, window 8, rotary'), env_num=2, num_simulations=10,
+    env_nums=(1, 2), simulations=(3, 6), windows=(8, 40), pool_shares=(0.25, 1.0), pool_sizes=(10, 100), pool_rounds=2,
+    operations=20,
+)
+
+
+@pytest.fixture(scope='module')
+def measured():
+    with Progress(disable=True) as progress:
+        return {section.name: section.measure(SETTINGS, progress) for section in SECTIONS}
+
+
+@pytest.mark.parametrize('section', SECTIONS, ids=lambda section: section.name)
+def test_a_section_has_a_table_and_a_plot(measured, section, tmp_path):
+    rows = json.loads(json.dumps(measured[section.name]))
+    console = Console(width=200)
+    with console.capture() as screen:
+        console.print(section.table(rows))
+    assert len(screen.get().splitlines()) >= 3
+    draw(section, rows, tmp_path / 'plot.png')
+    assert (tmp_path / 'plot.png').stat().st_size > 10_000
+
+
+def test_steps(measured):
+    assert [row['model'] for row in measured['steps']] == list(SETTINGS.models)
+    for row in measured['steps']:
+        assert row['ratio'] > 0 and row['release_ms'] > 0 and 0 < row['cache_share'] < 1
+
+
+def test_growth(measured):
+    assert [(row['axis'], row['value']) for row in measured['growth']] == [
+        ('env_num', 1), ('env_num', 2), ('num_simulations', 3), ('num_simulations', 6), ('context_length', 8),
+        ('context_length', 40),
+    ]
+
+
+def test_small_pools(measured):
+    first, other = SETTINGS.models
+    seen = [(row['model'], row['share'], row['strategy']) for row in measured['small_pools']]
+    assert seen == [
+        (model, share, strategy) for model, share in ((first, 0.25), (first, 1.0), (other, 0.25))
+        for strategy in sorted(EVICTION_REGISTRY)
+    ]
+    for row in measured['small_pools']:
+        assert row['pool_size'] == {0.25: 5, 1.0: 20}[row['share']]
+        assert row['hit_rate'] + row['restored'] + row['rebuilt'] == pytest.approx(1, abs=0.2)
+        assert (row['hit_rate'] == 1) == (row['rebuilt'] == 0) == (row['share'] == 1)
+
+
+def test_a_node_costs_two_tokens(measured):
+    short, long = measured['memory']
+    assert (short['release_bytes'], long['release_bytes']) == (8 * 1024, 40 * 1024)
+    assert long['ratio'] < 0.2 < short['ratio'] < 0.5
+
+
+def test_launches_are_counted(measured):
+    for row in measured['launches']:
+        assert 50 < row['plugin'] < 0.5 * row['release'] < 300
+
+
+def test_the_command_writes_a_folder(tmp_path):
+    result = CliRunner().invoke(
+        cli.main, ['bench', '--quick', '--section', 'pool_operations', '--out', str(tmp_path / 'out')]
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / 'out' / 'benchmark_kv_cache.json').read_text())
+    assert report['machine']['lightzero'] == '0.2.0' and list(report['sections']) == ['pool_operations']
+    assert (tmp_path / 'out' / 'pool_operations.png').stat().st_size > 10_000
+
+
+def test_the_command_knows_every_section():
+    assert cli.SECTIONS == tuple(section.name for section in SECTIONS)
+    assert set(SETTINGS.models) <= set(MODELS)
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    for name in [name for name in sys.modules if name.startswith('lzero_kvcache.bench')]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, 'matplotlib.figure', None)
+    result = CliRunner().invoke(cli.main, ['bench'])
+    assert result.exit_code == 1
+    assert "needs matplotlib.figure, which is not installed: pip install 'lzero-kvcache[bench]'" in result.output
