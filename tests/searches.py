@@ -46,7 +46,7 @@ class WatchedModel:
         parents = [self._node_of[row][latent.tobytes()] for row, latent in enumerate(latents)]
         self.foreseer(latents, search_depth)
         output = self._model.recurrent_inference(history, simulation_index, search_depth, start_pos)
-        for row, latent in enumerate(output.latent_state.numpy()):
+        for row, latent in enumerate(output.latent_state.cpu().numpy()):
             assert latent.tobytes() not in self._node_of[row], 'two nodes of one search share a latent state'
             self._node_of[row][latent.tobytes()] = simulation_index + 1
         self.expansions.append(Expansion(parents, actions.clone(), list(search_depth)))
@@ -72,7 +72,7 @@ def search(
         )
     ))
     batch_size = len(root.latent_state)
-    watched = WatchedModel(model, root.latent_state.numpy())
+    watched = WatchedModel(model, root.latent_state.cpu().numpy())
     watched.watcher, watched.foreseer = watcher, foreseer
     if world_model.continuous_action_space:
         tree = SampledUniZeroMCTSCtree(config)
@@ -84,7 +84,7 @@ def search(
         roots = UniZeroMCTSCtree.roots(batch_size, [list(range(world_model.action_space_size))] * batch_size)
     to_play = [-1] * batch_size
     roots.prepare_no_noise([0.] * batch_size, root.policy_logits.tolist(), to_play)
-    tree.search(roots, watched, root.latent_state.numpy(), to_play, list(timesteps))
+    tree.search(roots, watched, root.latent_state.cpu().numpy(), to_play, list(timesteps))
     return watched
 
 
@@ -99,14 +99,14 @@ def replay(
         rows: Sequence[int]
 ) -> list[dict[str, torch.Tensor]]:
     """Expand the same nodes by the same actions through another model, for some rows of the recorded search."""
-    latents = [root.latent_state.numpy()]
+    latents = [root.latent_state.cpu().numpy()]
     outputs = []
     for index, expansion in enumerate(expansions):
         parents = np.stack([latents[expansion.parents[row]][i] for i, row in enumerate(rows)])
+        actions = expansion.actions[list(rows)].to(root.latent_state.device)
         output = model.recurrent_inference(
-            [(parents, expansion.actions[list(rows)])], index, [expansion.search_depth[row] for row in rows],
-            list(timesteps)
+            [(parents, actions)], index, [expansion.search_depth[row] for row in rows], list(timesteps)
         )
-        latents.append(output.latent_state.numpy().copy())
+        latents.append(output.latent_state.cpu().numpy().copy())
         outputs.append({name: getattr(output, name).clone() for name in PREDICTIONS})
     return outputs
