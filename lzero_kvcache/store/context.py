@@ -1,6 +1,7 @@
 from collections.abc import Sequence
+from copy import copy
 from types import TracebackType
-from typing import Callable, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import torch
@@ -30,25 +31,26 @@ class TokenLinks:
     """
     Overview:
         Which tokens of a batch's contexts are appended to other rows of the same batch, so that their keys and values
-        are known layer by layer only.
+        are known layer by layer only, and their places in the store once the other rows are stored.
     Arguments:
+        - batch (:obj:`ContextBatch`): The batch.
         - columns (:obj:`np.ndarray`): Where they belong, counted through the rows of the batch, :math:`(N, )`.
         - appended (:obj:`np.ndarray`): Which of the appended tokens they are, counted through the rows, :math:`(N, )`.
-        - kv (:obj:`torch.Tensor`): The batch's keys and values.
         - sources (:obj:`np.ndarray`): Where the batch computes them, counted as ``columns``.
         - moves (:obj:`Optional[torch.Tensor]`): What their other place in the row adds to keys and values,
             :math:`(N, num_layers, 2, num_heads, head_dim)`.
     """
 
     def __init__(
-            self, columns: np.ndarray, appended: np.ndarray, kv: torch.Tensor, sources: np.ndarray,
+            self, batch: 'ContextBatch', columns: np.ndarray, appended: np.ndarray, sources: np.ndarray,
             moves: Optional[torch.Tensor]
     ) -> None:
-        self.columns = columns
-        self.appended = appended
-        self._kv = kv.flatten(0, 1)
-        self._to = torch.from_numpy(columns).to(kv.device, non_blocking=True)
-        self._from = torch.from_numpy(sources).to(kv.device, non_blocking=True)
+        self._index = batch.index.reshape(-1)
+        self._kv = batch.kv.flatten(0, 1)
+        self._columns = columns
+        self._appended = appended
+        self._to = torch.from_numpy(columns).to(batch.kv.device, non_blocking=True)
+        self._from = torch.from_numpy(sources).to(batch.kv.device, non_blocking=True)
         self._moves = moves
 
     def follow(self, layer: int) -> None:
@@ -64,6 +66,36 @@ class TokenLinks:
             states += self._moves[:, layer]
         of_layer.index_copy_(0, self._to, states)
 
+    def resolve(self, stored: np.ndarray) -> None:
+        """
+        Overview:
+            Let the rows know where in the store the appended tokens are.
+        Arguments:
+            - stored (:obj:`np.ndarray`): The place of each appended token, counted through the rows.
+        """
+        self._index[self._columns] = stored[self._appended]
+
+
+class PrecedingSteps:
+    """
+    Overview:
+        What the first rows of a batch append, so that the other rows can go on from them.
+    Arguments:
+        - tokens (:obj:`torch.Tensor`): Token embeddings, one row per step, :math:`(S, T, E)`.
+        - positions (:obj:`Optional[np.ndarray]`): Their rotary positions, :math:`(S, T)`; None with learned ones.
+        - owners (:obj:`Sequence[Any]`): Whom the steps' contexts are for.
+    """
+
+    def __init__(self, tokens: torch.Tensor, positions: Optional[np.ndarray], owners: Sequence[Any]) -> None:
+        self.tokens = tokens
+        self.positions = positions
+        self.owners = owners
+        # The rows, once they are complete.
+        self.batch: Optional[ContextBatch] = None
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
 
 class ContextBatch:
     """
@@ -72,7 +104,7 @@ class ContextBatch:
         context lies on the left of its columns; what is appended to the batch lies to the right of all contexts, in the
         same columns for all rows. The batch holds its contexts within a ``with`` block.
     Arguments:
-        - contexts (:obj:`Sequence[Optional[Context]]`): One per row; None: no tokens yet.
+        - contexts (:obj:`Sequence[Optional[Context]]`): What the rows consist of; None: no tokens yet.
         - kv (:obj:`torch.Tensor`): Keys (index 0) and values (index 1),
             :math:`(B, width + room, num_layers, 2, num_heads, head_dim)`, finite everywhere, since attention multiplies
             what it masks by 0 and 0 * nan is nan.
@@ -81,7 +113,8 @@ class ContextBatch:
         - width (:obj:`int`): The columns of the contexts, as many as the longest has tokens.
         - release (:obj:`Callable`): Called with the contexts at the end of the ``with`` block.
 
-    ``links`` are there where rows go on from others of the same batch.
+    ``links`` are there where rows go on from others of the same batch, ``preceding`` where the first rows are nothing
+    but steps on the way to the others.
     """
 
     def __init__(
@@ -96,6 +129,7 @@ class ContextBatch:
         self.used = width
         self.is_ragged = min(lengths, default=width) != width
         self.links: Optional[TokenLinks] = None
+        self.preceding: Optional[PrecedingSteps] = None
         # By append: the raw tokens and their rotary positions.
         self.embeddings: list[torch.Tensor] = []
         self.positions: list[np.ndarray] = []
@@ -148,6 +182,25 @@ class ContextBatch:
         if self._mask is None:
             self._mask = self._on_device(self._visible(self.kv.shape[1])[:, None, None])
         return places, self._mask[..., :self.used]
+
+    def split(self, rows: int) -> 'ContextBatch':
+        """
+        Overview:
+            Take the first rows out, to which every appended column belongs. The contexts stay with the others.
+        Arguments:
+            - rows (:obj:`int`): How many.
+        Returns:
+            - first (:obj:`ContextBatch`): These rows, and the links of the batch.
+        """
+        first = copy(self)
+        for batch, own in ((first, slice(rows)), (self, slice(rows, None))):
+            batch.kv, batch.index, batch.lengths = self.kv[own], self.index[own], self.lengths[own]
+            batch.embeddings = [tokens[own] for tokens in self.embeddings]
+            batch.positions = [positions[own] for positions in self.positions]
+            batch._filled, batch._belongs = self._filled[own], self._belongs[own]
+        first.contexts, first._belongs = [], None
+        self.links = None
+        return first
 
     def _append_unequal(self, num_tokens: int, counts: np.ndarray) -> tuple[np.ndarray, torch.Tensor]:
         before = self.used - num_tokens

@@ -81,35 +81,35 @@ class TokenStore:
         return self._gather([NO_TOKENS if context is None else context.table for context in contexts], room, like,
                             contexts)
 
-    def gather_chains(
-            self, origins: Sequence[Context], lengths: Sequence[int], num_tokens: int, limit: int, kept: int,
+    def gather_steps(
+            self, beginnings: Sequence[Union[Context, int]], num_tokens: int, room: int, limit: int, kept: int,
             like: torch.Tensor
     ) -> ContextBatch:
         """
         Overview:
-            Bring together what takes several steps, one row per step: the first goes on from a context, each of the
-            others from what the step before it makes of it. All of them are then computed at once.
+            Bring together what takes several steps, one row per step, so that all of them are computed at once: a row
+            begins with a context, or with what an earlier row makes of its own by appending ``num_tokens`` tokens.
         Arguments:
-            - origins (:obj:`Sequence[Context]`): Live contexts that the chains of steps begin with.
-            - lengths (:obj:`Sequence[int]`): The steps of each chain.
-            - num_tokens (:obj:`int`): The tokens that each step appends.
+            - beginnings (:obj:`Sequence[Union[Context, int]]`): A live context, or the number of the earlier row.
+            - num_tokens (:obj:`int`): The tokens that a step appends which others go on from.
+            - room (:obj:`int`): The columns that will be appended.
             - limit, kept (:obj:`int`): As ``add`` will be given them.
             - like (:obj:`torch.Tensor`): A tensor of the model's dtype and device.
         Returns:
-            - batch (:obj:`ContextBatch`): One row per step, chain after chain.
+            - batch (:obj:`ContextBatch`): One row per step.
         """
-        tables = []
-        for origin, length in zip(origins, lengths):
-            origin.holders += 1
-            table = origin.table
-            for row in range(len(tables), len(tables) + length):
-                tables.append(table)
-                # Tokens that are still to come count downwards from -1.
-                table = np.concatenate([table, -1 - num_tokens * row - np.arange(num_tokens)])
-                if len(table) >= limit:
-                    table = table[-kept:]
-        batch = self._gather([table.clip(PADDING) for table in tables], num_tokens, like, origins)
-        if len(tables) > len(origins):
+        contexts = [beginning for beginning in beginnings if isinstance(beginning, Context)]
+        tables: list[np.ndarray] = []
+        for beginning in beginnings:
+            if isinstance(beginning, Context):
+                beginning.holders += 1
+                tables.append(beginning.table)
+                continue
+            # Tokens that are still to come count downwards from -1.
+            table = np.concatenate([tables[beginning], -1 - num_tokens * beginning - np.arange(num_tokens)])
+            tables.append(table if len(table) < limit else table[-kept:])
+        batch = self._gather([table.clip(PADDING) for table in tables], room, like, contexts)
+        if len(contexts) < len(tables):
             batch.links = self._links(batch, tables, num_tokens)
         return batch
 
@@ -138,7 +138,7 @@ class TokenStore:
         moves = None
         if self.place_offsets is not None:
             moves = self._offsets_at(places) - self._offsets_at(batch.lengths[rows] + numbers)
-        return TokenLinks(columns, appended, batch.kv, rows * width + batch.width + numbers, moves)
+        return TokenLinks(batch, columns, appended, rows * width + batch.width + numbers, moves)
 
     def add(self, batch: ContextBatch, limit: Optional[int] = None, kept: int = 0) -> list[Context]:
         """
@@ -170,7 +170,7 @@ class TokenStore:
             self._add_embeddings(batch, new, where, chosen)
 
         if batch.links is not None:
-            batch.index.reshape(-1)[batch.links.columns] = new[batch.links.appended]
+            batch.links.resolve(new)
         tables = _tables(batch, new, belongs)
         if limit is not None:
             tables = [table if len(table) < limit else table[-kept:] for table in tables]

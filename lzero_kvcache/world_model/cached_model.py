@@ -74,6 +74,8 @@ class CachedModel:
         start = batch.used
         places, mask = batch.append(tokens.shape[1], counts)
         batch.embeddings.append(tokens)
+        # What rows go on from comes with the first tokens that are appended.
+        links = batch.links if start == batch.width else None
         rotation = None
         if self.uses_rotary:
             batch.positions.append(positions)
@@ -86,7 +88,7 @@ class CachedModel:
         for layer, block in enumerate(self._blocks):
             hidden = block(
                 hidden, new[layer], keys_values[2 * layer], keys_values[2 * layer + 1], mask, rotation,
-                None if batch.links is None else partial(batch.links.follow, layer)
+                None if links is None else partial(links.follow, layer)
             )
         return self._final_norm(hidden)
 
@@ -135,8 +137,10 @@ class CachedModel:
         """
         Overview:
             Take an action in every row: predict the reward at its token, then the next latent state, token by token.
+            Preceding steps are taken together with the action.
         Arguments:
-            - batch (:obj:`ContextBatch`): The rows, to which action and latent state are appended.
+            - batch (:obj:`ContextBatch`): The rows, to which action and latent state are appended. Preceding rows leave
+                it, and what they append is complete.
             - actions (:obj:`torch.Tensor`): :math:`(B, )` or :math:`(B, action_space_size)`.
             - positions (:obj:`Optional[np.ndarray]`): Rotary positions of the new tokens,
                 :math:`(B, 1 + num_observations_tokens)`; None with learned ones.
@@ -149,7 +153,7 @@ class CachedModel:
         def append(token: torch.Tensor, index: int) -> torch.Tensor:
             return self.append(batch, token, None if positions is None else positions[:, index:index + 1])
 
-        hidden = append(self.embed_actions(actions), 0)
+        hidden = self._append_with_preceding(batch, self.embed_actions(actions), positions)
         reward, latent = self._reward_and_next_token(hidden)
         hidden = append(latent, 1)
         latents = [latent]
@@ -158,6 +162,23 @@ class CachedModel:
             hidden = append(latents[-1], index)
         policy, value = self.policy_and_value(hidden)
         return hidden, latents[0] if len(latents) == 1 else torch.cat(latents, 1), Predictions(reward, policy, value)
+
+    def _append_with_preceding(
+            self, batch: ContextBatch, actions: torch.Tensor, positions: Optional[np.ndarray]
+    ) -> torch.Tensor:
+        of_actions = None if positions is None else positions[:, :1]
+        steps = batch.preceding
+        if steps is None:
+            return self.append(batch, actions, of_actions)
+        padding = steps.tokens.shape[1] - 1
+        tokens = torch.cat([steps.tokens, F.pad(actions, (0, 0, padding, 0))])
+        if positions is not None:
+            of_actions = np.concatenate([steps.positions, np.pad(of_actions, ((0, 0), (padding, 0)))])
+        counts = np.ones(len(tokens), dtype=np.int64)
+        counts[:len(steps)] += padding
+        hidden = self.append(batch, tokens, of_actions, counts)
+        steps.batch = batch.split(len(steps))
+        return hidden[len(steps):, -1:]
 
     def _rotation(self, positions: np.ndarray) -> torch.Tensor:
         index = self._on_device(positions % self.world_model.config.max_seq_len)

@@ -1,12 +1,12 @@
 """The contexts of a search's nodes: found in the pools, or computed again from the nodes' lineage."""
-from collections.abc import Sequence
-from typing import Optional
+from collections.abc import Mapping, Sequence
+from typing import Callable, Optional, Union
 
 import numpy as np
 import torch
 
 from ..manager import KVCacheManager
-from ..store import Context, ContextBatch, TokenStore
+from ..store import Context, ContextBatch, PrecedingSteps, TokenStore
 from .cached_model import CachedModel
 from .histories import EnvironmentHistories
 from .lineage import SearchNode
@@ -27,11 +27,12 @@ class NodeContexts:
         - histories (:obj:`EnvironmentHistories`): What the contexts of roots are computed from.
         - lossless (:obj:`bool`): Whether a missing context is computed from its ancestors, or, as in the release, from
             the node's latent state alone.
+        - tokens_per_step (:obj:`int`): Tokens of an action and the latent state that follows.
     """
 
     def __init__(
             self, manager: KVCacheManager, store: TokenStore, window: ContextWindow, positions: SearchPositions,
-            histories: EnvironmentHistories, lossless: bool
+            histories: EnvironmentHistories, lossless: bool, tokens_per_step: int
     ) -> None:
         self.rebuild_stats = histories.rebuild_stats
         self.last_missing: frozenset[int] = frozenset()
@@ -41,6 +42,7 @@ class NodeContexts:
         self._window = window
         self._positions = positions
         self._lossless = lossless
+        self._tokens_per_step = tokens_per_step
         if manager.budget is not None:
             store.expected_tokens = manager.budget.store_tokens(manager.sizes)
 
@@ -58,25 +60,47 @@ class NodeContexts:
         Returns:
             - batch (:obj:`ContextBatch`): The rows.
         """
-        contexts = self._look_up(nodes)
-        missing = [row for row, context in enumerate(contexts) if context is None]
+        found = self._look_up(nodes)
+        missing = [row for row, context in enumerate(found) if context is None]
         self.last_missing = frozenset(missing)
         count_queries(model.world_model, len(nodes), len(nodes) - len(missing))
-        room = 1 + model.num_observations_tokens
         if not missing:
-            return self._store.gather(contexts, room, model.like)
-        # Caching a rebuilt context may evict one that was found a moment ago.
-        held = [self._store.retain(context) for context in contexts if context is not None]
+            return self._store.gather(found, self._tokens_per_step, model.like)
+        begun, paths = self._begin_rebuild(
+            model, [nodes[row] for row in missing], None if timesteps is None else timesteps[missing]
+        )
         try:
-            missing_nodes = [nodes[row] for row in missing]
-            rebuilt = self._rebuild(model, missing_nodes, None if timesteps is None else timesteps[missing])
-            held += rebuilt
-            self.cache(missing_nodes, rebuilt)
-            for row, context in zip(missing, rebuilt):
-                contexts[row] = context
-            return self._store.gather(contexts, room, model.like)
+            self._take_steps(model, begun, paths, self._fits_before_a_step)
+            batch = self._with_steps(model, found, dict(zip(missing, zip(begun, paths))))
+            # Not before the batch holds what was found: this may evict it.
+            ready = [number for number, path in enumerate(paths) if not path]
+            self.cache([nodes[missing[number]] for number in ready], [begun[number] for number in ready])
         finally:
-            self._store.release(held)
+            self._store.release(begun)
+        return batch
+
+    def add(self, model: CachedModel, batch: ContextBatch) -> list[Context]:
+        """
+        Overview:
+            Store what has been appended to a batch that ``of`` has returned. What was missing is cached, too.
+        Arguments:
+            - model (:obj:`CachedModel`): The model.
+            - batch (:obj:`ContextBatch`): The rows, within their ``with`` block.
+        Returns:
+            - contexts (:obj:`List[Context]`): One per row, each held once, by the caller.
+        """
+        if batch.preceding is None:
+            return self._window.add(model, batch)
+        rebuilt = self._window.add(model, batch.preceding.batch)
+        contexts = self._window.add(model, batch)
+        missing = []
+        for (node, is_missing), context in zip(batch.preceding.owners, rebuilt):
+            node.context = context
+            if is_missing:
+                missing.append((node, context))
+        self.cache(*zip(*missing))
+        self._store.release(rebuilt)
+        return contexts
 
     def peek(self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> list[Context]:
         """
@@ -95,7 +119,8 @@ class NodeContexts:
             if context is not None:
                 self._store.retain(context)
         if missing:
-            rebuilt = self._rebuild(model, [nodes[row] for row in missing], timesteps[missing])
+            rebuilt, paths = self._begin_rebuild(model, [nodes[row] for row in missing], timesteps[missing])
+            self._take_steps(model, rebuilt, paths, lambda context, path: not path)
             for row, context in zip(missing, rebuilt):
                 contexts[row] = context
         return contexts
@@ -166,9 +191,10 @@ class NodeContexts:
         context = self._manager.recur_pool.peek(node.key)
         return self._manager.wm_pool.peek(node.key) if context is None else context
 
-    def _rebuild(
+    def _begin_rebuild(
             self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: Optional[np.ndarray]
-    ) -> list[Context]:
+    ) -> tuple[list[Context], list[list[SearchNode]]]:
+        """What missing contexts go on from, each held once more, and the nodes on the way to them."""
         paths = [self._path_from_cached_ancestor(node) for node in nodes]
         origins = [path.pop(0) for path in paths]
         contexts = [self._peek(origin) if self._lossless else None for origin in origins]
@@ -190,14 +216,52 @@ class NodeContexts:
             )
         for row, context in zip(from_history + from_latent, encoded):
             contexts[row] = context
-        while any(paths):
-            rows = [row for row, path in enumerate(paths) if path]
-            steps = [self._take_what_fits(model, paths[row], contexts[row]) for row in rows]
+        return contexts, paths
+
+    def _take_steps(
+            self, model: CachedModel, contexts: list[Context], paths: Sequence[list[SearchNode]],
+            is_done: Callable[[Context, Sequence[SearchNode]], bool]
+    ) -> None:
+        """Go along the paths, as many nodes at once as fit. Contexts and paths are changed in place."""
+        while True:
+            rows = [row for row, path in enumerate(paths) if not is_done(contexts[row], path)]
+            if not rows:
+                return
+            steps = [self._take_what_fits(paths[row], contexts[row]) for row in rows]
             longer = self._append_nodes(model, [contexts[row] for row in rows], steps)
             self._store.release([contexts[row] for row in rows])
             for row, context in zip(rows, longer):
                 contexts[row] = context
-        return contexts
+
+    def _fits_before_a_step(self, context: Context, path: Sequence[SearchNode]) -> bool:
+        """Whether a step can follow in the same forward: a context that is encoded again must come first."""
+        return self._window.moves_tokens or not path or (
+            len(context) + len(path) * self._tokens_per_step < self._window.limit
+        )
+
+    def _with_steps(
+            self, model: CachedModel, found: Sequence[Optional[Context]],
+            begun: Mapping[int, tuple[Context, Sequence[SearchNode]]]
+    ) -> ContextBatch:
+        """The rows, preceded by the steps that lead to those that are missing."""
+        preceding: list[tuple[SearchNode, bool]] = []
+        beginnings: list[Union[Context, int]] = []
+        last: list[Union[Context, int, None]] = list(found)
+        for row, (context, path) in begun.items():
+            last[row] = context
+            for node in path:
+                beginnings.append(last[row])
+                last[row] = len(preceding)
+                preceding.append((node, node is path[-1]))
+        if not preceding:
+            return self._store.gather(last, self._tokens_per_step, model.like)
+        # The action comes beside the last of a preceding step's tokens.
+        room = 2 * self._tokens_per_step - 1
+        batch = self._store.gather_steps(
+            beginnings + last, self._tokens_per_step, room, self._window.limit, self._window.kept, model.like
+        )
+        batch.preceding = PrecedingSteps(*self._step_tokens(model, [node for node, _ in preceding]), preceding)
+        return batch
 
     def _path_from_cached_ancestor(self, node: SearchNode) -> list[SearchNode]:
         path = [node]
@@ -220,12 +284,11 @@ class NodeContexts:
             model.append(batch, latents, positions)
             return self._store.add(batch)
 
-    def _take_what_fits(self, model: CachedModel, path: list[SearchNode], context: Context) -> list[SearchNode]:
+    def _take_what_fits(self, path: list[SearchNode], context: Context) -> list[SearchNode]:
         """As many of the next nodes as can be computed at once."""
         fitting = len(path)
         if not self._window.moves_tokens:
-            of_one = 1 + model.num_observations_tokens
-            fitting = max(1, -(-(self._window.limit - len(context)) // of_one))
+            fitting = max(1, -(-(self._window.limit - len(context)) // self._tokens_per_step))
         taken = path[:fitting]
         del path[:fitting]
         return taken
@@ -234,19 +297,29 @@ class NodeContexts:
             self, model: CachedModel, contexts: Sequence[Context], steps: Sequence[Sequence[SearchNode]]
     ) -> list[Context]:
         nodes = [node for of_row in steps for node in of_row]
-        actions = model.embed_actions(torch.stack([node.step.actions[node.row] for node in nodes]))
-        latents = torch.from_numpy(np.stack([node.latent for node in nodes])).to(actions)
-        tokens = torch.cat([actions, latents], dim=1)
-        positions = np.stack([node.step.positions[node.row] for node in nodes]) if model.uses_rotary else None
-        self.rebuild_stats.tokens += tokens.shape[0] * tokens.shape[1]
-        lengths = [len(of_row) for of_row in steps]
-        with self._store.gather_chains(
-                contexts, lengths, tokens.shape[1], self._window.limit, self._window.kept, model.like
+        tokens, positions = self._step_tokens(model, nodes)
+        ends = np.cumsum([len(of_row) for of_row in steps]) - 1
+        beginnings: list[Union[Context, int]] = list(range(-1, len(nodes) - 1))
+        for context, of_row, end in zip(contexts, steps, ends):
+            beginnings[end + 1 - len(of_row)] = context
+        room = self._tokens_per_step
+        with self._store.gather_steps(
+                beginnings, room, room, self._window.limit, self._window.kept, model.like
         ) as batch:
             model.append(batch, tokens, positions)
             made = self._window.add(model, batch)
         for node, context in zip(nodes, made):
             node.context = context
-        ends = np.cumsum(lengths) - 1
         self._store.release([context for row, context in enumerate(made) if row not in ends])
         return [made[end] for end in ends]
+
+    def _step_tokens(
+            self, model: CachedModel, nodes: Sequence[SearchNode]
+    ) -> tuple[torch.Tensor, Optional[np.ndarray]]:
+        """What the steps to nodes append: action and latent state, and their rotary positions."""
+        actions = model.embed_actions(torch.stack([node.step.actions[node.row] for node in nodes]))
+        latents = torch.from_numpy(np.stack([node.latent for node in nodes])).to(actions)
+        tokens = torch.cat([actions, latents], dim=1)
+        self.rebuild_stats.tokens += tokens.shape[0] * tokens.shape[1]
+        positions = np.stack([node.step.positions[node.row] for node in nodes]) if model.uses_rotary else None
+        return tokens, positions

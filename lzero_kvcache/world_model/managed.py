@@ -116,7 +116,8 @@ class ManagedInference:
             rope_positions=config.rope_positions
         )
         self._contexts = NodeContexts(
-            self.manager, self.store, self._window, self._positions, self.histories, lossless
+            self.manager, self.store, self._window, self._positions, self.histories, lossless,
+            tokens_per_step=1 + self._num_observations_tokens
         )
         self._lineage: Optional[SearchLineage] = None
         # Of the running search, so that every node has an ancestor whose context is there.
@@ -263,9 +264,9 @@ class ManagedInference:
             positions = self._expansion_positions(parents, timesteps, search_depth)
         with self._contexts.of(model, parents, timesteps) as batch:
             self._last_missing = self._contexts.last_missing
-            self.context_lengths = batch.lengths
             hidden, next_latents, predictions = model.predict_next_state(batch, actions, positions)
-            contexts = self._window.add(model, batch)
+            self.context_lengths = batch.lengths
+            contexts = self._contexts.add(model, batch)
         next_latents = self._add_nodes(parents, next_latents, actions, positions, contexts, predictions)
         self.store.release(contexts)
         return hidden, next_latents, predictions.reward, predictions.policy, predictions.value
