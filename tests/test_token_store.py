@@ -146,9 +146,9 @@ def test_a_chain_of_steps_gives_what_single_steps_give(per_place, limit, kept):
     values = np.arange(10, 18).reshape(4, 2)
 
     def append_step(batch, values):
-        places, _ = batch.append(2, None)
+        places, _ = batch.append(values.shape[1], None)
         placed = torch.from_numpy(values + per_place * places).float()
-        batch.kv[:, batch.used - 2:batch.used] = placed[:, :, None, None, None, None]
+        batch.kv[:, batch.used - values.shape[1]:batch.used] = placed[:, :, None, None, None, None]
 
     before, after = [], []
     for context, steps in ((long, values[:3]), (short, values[3:])):
@@ -159,14 +159,15 @@ def test_a_chain_of_steps_gives_what_single_steps_give(per_place, limit, kept):
                 (context, ) = store.add(batch, limit=limit, kept=kept)
             after.append(tokens_of(store, context))
 
-    with store.gather_steps([long, 0, 1, short], 2, 2, limit, kept, LIKE) as batch:
-        append_step(batch, values)
+    # The steps' tokens, one row each: three steps go on from the long context, one from the short one.
+    with store.gather_steps([long, 0, 1, 2, 3, 4, short, 6], range(1, 8, 2), 1, limit, kept, LIKE) as batch:
+        append_step(batch, values.reshape(8, 1))
         for layer in range(SHAPE.num_layers):
             batch.links.follow(layer)
-        for row, tokens in enumerate(before):
+        for row, tokens in zip(range(0, 8, 2), before):
             for of_layer in batch.kv[row, :len(tokens), :, 0, 0, 0].T:
                 assert of_layer.tolist() == tokens
-        assert [tokens_of(store, context) for context in store.add(batch, limit=limit, kept=kept)] == after
+        assert [tokens_of(store, context) for context in store.add(batch, limit, kept, range(1, 8, 2))] == after
 
 
 def test_bytes_of_whatever_a_bare_pool_holds(keys_values):

@@ -35,21 +35,20 @@ class TokenLinks:
     Arguments:
         - batch (:obj:`ContextBatch`): The batch.
         - columns (:obj:`np.ndarray`): Where they belong, counted through the rows of the batch, :math:`(N, )`.
-        - appended (:obj:`np.ndarray`): Which of the appended tokens they are, counted through the rows, :math:`(N, )`.
-        - sources (:obj:`np.ndarray`): Where the batch computes them, counted as ``columns``.
+        - rows (:obj:`np.ndarray`): The rows that they are appended to, as their first, :math:`(N, )`.
         - moves (:obj:`Optional[torch.Tensor]`): What their other place in the row adds to keys and values,
             :math:`(N, num_layers, 2, num_heads, head_dim)`.
     """
 
     def __init__(
-            self, batch: 'ContextBatch', columns: np.ndarray, appended: np.ndarray, sources: np.ndarray,
-            moves: Optional[torch.Tensor]
+            self, batch: 'ContextBatch', columns: np.ndarray, rows: np.ndarray, moves: Optional[torch.Tensor]
     ) -> None:
         self._index = batch.index.reshape(-1)
         self._kv = batch.kv.flatten(0, 1)
         self._columns = columns
-        self._appended = appended
+        self._rows = rows
         self._to = torch.from_numpy(columns).to(batch.kv.device, non_blocking=True)
+        sources = rows * batch.index.shape[1] + batch.width
         self._from = torch.from_numpy(sources).to(batch.kv.device, non_blocking=True)
         self._moves = moves
 
@@ -69,32 +68,36 @@ class TokenLinks:
     def resolve(self, stored: np.ndarray) -> None:
         """
         Overview:
-            Let the rows know where in the store the appended tokens are.
+            Let the rows know where in the store these tokens are.
         Arguments:
-            - stored (:obj:`np.ndarray`): The place of each appended token, counted through the rows.
+            - stored (:obj:`np.ndarray`): The place of each row's appended token.
         """
-        self._index[self._columns] = stored[self._appended]
+        self._index[self._columns] = stored[self._rows]
 
 
 class PrecedingSteps:
     """
     Overview:
-        What the first rows of a batch append, so that the other rows can go on from them.
+        Tokens that the first rows of a batch append, one each, so that the other rows can go on from them.
     Arguments:
-        - tokens (:obj:`torch.Tensor`): Token embeddings, one row per step, :math:`(S, T, E)`.
-        - positions (:obj:`Optional[np.ndarray]`): Their rotary positions, :math:`(S, T)`; None with learned ones.
-        - owners (:obj:`Sequence[Any]`): Whom the steps' contexts are for.
+        - tokens (:obj:`torch.Tensor`): Token embeddings, :math:`(R, 1, E)`.
+        - positions (:obj:`Optional[np.ndarray]`): Their rotary positions, :math:`(R, 1)`; None with learned ones.
+        - ends (:obj:`Sequence[int]`): The rows that a step ends with, whose contexts are wanted.
+        - owners (:obj:`Sequence[Any]`): Whom they are for.
     """
 
-    def __init__(self, tokens: torch.Tensor, positions: Optional[np.ndarray], owners: Sequence[Any]) -> None:
+    def __init__(
+            self, tokens: torch.Tensor, positions: Optional[np.ndarray], ends: Sequence[int], owners: Sequence[Any]
+    ) -> None:
         self.tokens = tokens
         self.positions = positions
+        self.ends = ends
         self.owners = owners
         # The rows, once they are complete.
         self.batch: Optional[ContextBatch] = None
 
     def __len__(self) -> int:
-        return len(self.owners)
+        return len(self.tokens)
 
 
 class ContextBatch:
@@ -186,7 +189,7 @@ class ContextBatch:
     def split(self, rows: int) -> 'ContextBatch':
         """
         Overview:
-            Take the first rows out, to which every appended column belongs. The contexts stay with the others.
+            Take the first rows out. The contexts stay with the others.
         Arguments:
             - rows (:obj:`int`): How many.
         Returns:
@@ -197,8 +200,10 @@ class ContextBatch:
             batch.kv, batch.index, batch.lengths = self.kv[own], self.index[own], self.lengths[own]
             batch.embeddings = [tokens[own] for tokens in self.embeddings]
             batch.positions = [positions[own] for positions in self.positions]
-            batch._filled, batch._belongs = self._filled[own], self._belongs[own]
-        first.contexts, first._belongs = [], None
+            batch._filled = self._filled[own]
+            batch._belongs = None if self._belongs is None else self._belongs[own]
+            batch._mask = None if self._mask is None else self._mask[own]
+        first.contexts = []
         self.links = None
         return first
 

@@ -1,4 +1,4 @@
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Optional, Union
 
@@ -82,21 +82,22 @@ class TokenStore:
                             contexts)
 
     def gather_steps(
-            self, beginnings: Sequence[Union[Context, int]], num_tokens: int, room: int, limit: int, kept: int,
+            self, beginnings: Sequence[Union[Context, int]], ends: Container[int], room: int, limit: int, kept: int,
             like: torch.Tensor
     ) -> ContextBatch:
         """
         Overview:
-            Bring together what takes several steps, one row per step, so that all of them are computed at once: a row
-            begins with a context, or with what an earlier row makes of its own by appending ``num_tokens`` tokens.
+            Bring together what takes several steps of several tokens, one row per token, so that all of them are
+            computed at once: a row begins with a context, or with the context of an earlier row and the token that is
+            appended to it.
         Arguments:
             - beginnings (:obj:`Sequence[Union[Context, int]]`): A live context, or the number of the earlier row.
-            - num_tokens (:obj:`int`): The tokens that a step appends which others go on from.
+            - ends (:obj:`Container[int]`): The rows that end a step, after which a context is shortened.
             - room (:obj:`int`): The columns that will be appended.
             - limit, kept (:obj:`int`): As ``add`` will be given them.
             - like (:obj:`torch.Tensor`): A tensor of the model's dtype and device.
         Returns:
-            - batch (:obj:`ContextBatch`): One row per step.
+            - batch (:obj:`ContextBatch`): One row per token.
         """
         contexts = [beginning for beginning in beginnings if isinstance(beginning, Context)]
         tables: list[np.ndarray] = []
@@ -105,13 +106,10 @@ class TokenStore:
                 beginning.holders += 1
                 tables.append(beginning.table)
                 continue
-            # Tokens that are still to come count downwards from -1.
-            table = np.concatenate([tables[beginning], -1 - num_tokens * beginning - np.arange(num_tokens)])
-            tables.append(table if len(table) < limit else table[-kept:])
-        batch = self._gather([table.clip(PADDING) for table in tables], room, like, contexts)
-        if len(contexts) < len(tables):
-            batch.links = self._links(batch, tables, num_tokens)
-        return batch
+            # A token that is still to come goes by the row that it is appended to, counted downwards from -1.
+            table = np.append(tables[beginning], -1 - beginning)
+            tables.append(table[-kept:] if beginning in ends and len(table) >= limit else table)
+        return self._gather(tables, room, like, contexts)
 
     def _gather(
             self, tables: Sequence[np.ndarray], room: int, like: torch.Tensor, held: Sequence[Optional[Context]]
@@ -123,24 +121,26 @@ class TokenStore:
         index = np.zeros((len(lengths), width + room), dtype=np.int64)
         for row, table in enumerate(tables):
             index[row, :lengths[row]] = table
+        to_come = None
+        if len(held) < len(tables):
+            (to_come, ) = np.nonzero(index.reshape(-1) < 0)
+            rows = -1 - index.reshape(-1)[to_come]
+            index.reshape(-1)[to_come] = PADDING
         kv = self._kv.index_select(0, self._on_device(index.reshape(-1))).unflatten(0, index.shape)
         if self.place_offsets is not None and width:
             kv[:, :width].add_(self.place_offsets[:width])
-        return ContextBatch(held, kv, index, lengths, width, self.release)
+        batch = ContextBatch(held, kv, index, lengths, width, self.release)
+        if to_come is not None:
+            moves = None
+            if self.place_offsets is not None:
+                places = to_come % index.shape[1]
+                moves = self._offsets_at(places) - self._offsets_at(batch.lengths[rows])
+            batch.links = TokenLinks(batch, to_come, rows, moves)
+        return batch
 
-    def _links(self, batch: ContextBatch, tables: Sequence[np.ndarray], num_tokens: int) -> TokenLinks:
-        places = np.concatenate([np.flatnonzero(table < 0) for table in tables])
-        to_come = np.concatenate([table[table < 0] for table in tables])
-        appended = -1 - to_come
-        rows, numbers = np.divmod(appended, num_tokens)
-        width = batch.index.shape[1]
-        columns = np.repeat(np.arange(len(tables)) * width, [int((table < 0).sum()) for table in tables]) + places
-        moves = None
-        if self.place_offsets is not None:
-            moves = self._offsets_at(places) - self._offsets_at(batch.lengths[rows] + numbers)
-        return TokenLinks(batch, columns, appended, rows * width + batch.width + numbers, moves)
-
-    def add(self, batch: ContextBatch, limit: Optional[int] = None, kept: int = 0) -> list[Context]:
+    def add(
+            self, batch: ContextBatch, limit: Optional[int] = None, kept: int = 0, rows: Optional[Sequence[int]] = None
+    ) -> list[Context]:
         """
         Overview:
             Store what has been appended to a batch.
@@ -148,9 +148,10 @@ class TokenStore:
             - batch (:obj:`ContextBatch`): The rows, within their ``with`` block.
             - limit (:obj:`Optional[int]`): Contexts that reach so many tokens are shortened; None: none is.
             - kept (:obj:`int`): To how many, the newest.
+            - rows (:obj:`Optional[Sequence[int]]`): The rows whose contexts are wanted; None: all.
         Returns:
-            - contexts (:obj:`List[Context]`): One per row, its former context and what was appended, each held once, by
-                the caller.
+            - contexts (:obj:`List[Context]`): One per wanted row, its former context and what was appended, each held
+                once, by the caller.
         """
         columns = batch.used - batch.width
         appended = batch.kv[:, batch.width:batch.used]
@@ -172,10 +173,12 @@ class TokenStore:
         if batch.links is not None:
             batch.links.resolve(new)
         tables = _tables(batch, new, belongs)
+        if rows is not None:
+            tables = [tables[row] for row in rows]
         if limit is not None:
             tables = [table if len(table) < limit else table[-kept:] for table in tables]
         np.add.at(self._holders, np.concatenate(tables), 1)
-        if limit is not None and kept < columns:
+        if rows is not None or (limit is not None and kept < columns):
             self._free.extend(new[self._holders[new] == 0].tolist())
         return [Context(table, self._writes) for table in tables]
 

@@ -170,15 +170,11 @@ class CachedModel:
         steps = batch.preceding
         if steps is None:
             return self.append(batch, actions, of_actions)
-        padding = steps.tokens.shape[1] - 1
-        tokens = torch.cat([steps.tokens, F.pad(actions, (0, 0, padding, 0))])
         if positions is not None:
-            of_actions = np.concatenate([steps.positions, np.pad(of_actions, ((0, 0), (padding, 0)))])
-        counts = np.ones(len(tokens), dtype=np.int64)
-        counts[:len(steps)] += padding
-        hidden = self.append(batch, tokens, of_actions, counts)
+            of_actions = np.concatenate([steps.positions, of_actions])
+        hidden = self.append(batch, torch.cat([steps.tokens, actions]), of_actions)
         steps.batch = batch.split(len(steps))
-        return hidden[len(steps):, -1:]
+        return hidden[len(steps):]
 
     def _rotation(self, positions: np.ndarray) -> torch.Tensor:
         index = self._on_device(positions % self.world_model.config.max_seq_len)

@@ -91,7 +91,7 @@ class NodeContexts:
         """
         if batch.preceding is None:
             return self._window.add(model, batch)
-        rebuilt = self._window.add(model, batch.preceding.batch)
+        rebuilt = self._window.add(model, batch.preceding.batch, batch.preceding.ends)
         contexts = self._window.add(model, batch)
         missing = []
         for (node, is_missing), context in zip(batch.preceding.owners, rebuilt):
@@ -244,24 +244,33 @@ class NodeContexts:
             begun: Mapping[int, tuple[Context, Sequence[SearchNode]]]
     ) -> ContextBatch:
         """The rows, preceded by the steps that lead to those that are missing."""
+        last: list[Union[Context, int, None]] = list(found)
         preceding: list[tuple[SearchNode, bool]] = []
         beginnings: list[Union[Context, int]] = []
-        last: list[Union[Context, int, None]] = list(found)
         for row, (context, path) in begun.items():
-            last[row] = context
-            for node in path:
-                beginnings.append(last[row])
-                last[row] = len(preceding)
-                preceding.append((node, node is path[-1]))
+            last[row] = self._add_beginnings(beginnings, context, len(path))
+            preceding += [(node, node is path[-1]) for node in path]
         if not preceding:
             return self._store.gather(last, self._tokens_per_step, model.like)
-        # The action comes beside the last of a preceding step's tokens.
-        room = 2 * self._tokens_per_step - 1
+        ends = self._ends_of(beginnings)
         batch = self._store.gather_steps(
-            beginnings + last, self._tokens_per_step, room, self._window.limit, self._window.kept, model.like
+            beginnings + last, ends, self._tokens_per_step, self._window.limit, self._window.kept, model.like
         )
-        batch.preceding = PrecedingSteps(*self._step_tokens(model, [node for node, _ in preceding]), preceding)
+        batch.preceding = PrecedingSteps(*self._step_tokens(model, [node for node, _ in preceding]), ends, preceding)
         return batch
+
+    def _add_beginnings(
+            self, beginnings: list[Union[Context, int]], context: Context, num_steps: int
+    ) -> Union[Context, int]:
+        """What each token of a chain of steps begins with, and what comes after the chain does."""
+        last: Union[Context, int] = context
+        for _ in range(num_steps * self._tokens_per_step):
+            beginnings.append(last)
+            last = len(beginnings) - 1
+        return last
+
+    def _ends_of(self, beginnings: Sequence[Union[Context, int]]) -> range:
+        return range(self._tokens_per_step - 1, len(beginnings), self._tokens_per_step)
 
     def _path_from_cached_ancestor(self, node: SearchNode) -> list[SearchNode]:
         path = [node]
@@ -298,28 +307,30 @@ class NodeContexts:
     ) -> list[Context]:
         nodes = [node for of_row in steps for node in of_row]
         tokens, positions = self._step_tokens(model, nodes)
-        ends = np.cumsum([len(of_row) for of_row in steps]) - 1
-        beginnings: list[Union[Context, int]] = list(range(-1, len(nodes) - 1))
-        for context, of_row, end in zip(contexts, steps, ends):
-            beginnings[end + 1 - len(of_row)] = context
-        room = self._tokens_per_step
+        beginnings: list[Union[Context, int]] = []
+        for context, of_row in zip(contexts, steps):
+            self._add_beginnings(beginnings, context, len(of_row))
+        ends = self._ends_of(beginnings)
         with self._store.gather_steps(
-                beginnings, room, room, self._window.limit, self._window.kept, model.like
+                beginnings, ends, 1, self._window.limit, self._window.kept, model.like
         ) as batch:
             model.append(batch, tokens, positions)
-            made = self._window.add(model, batch)
+            made = self._window.add(model, batch, ends)
         for node, context in zip(nodes, made):
             node.context = context
-        self._store.release([context for row, context in enumerate(made) if row not in ends])
-        return [made[end] for end in ends]
+        last = np.cumsum([len(of_row) for of_row in steps]) - 1
+        self._store.release([context for number, context in enumerate(made) if number not in last])
+        return [made[number] for number in last]
 
     def _step_tokens(
             self, model: CachedModel, nodes: Sequence[SearchNode]
     ) -> tuple[torch.Tensor, Optional[np.ndarray]]:
-        """What the steps to nodes append: action and latent state, and their rotary positions."""
+        """The tokens that lead to nodes, action and latent state, and their rotary positions, one token per row."""
         actions = model.embed_actions(torch.stack([node.step.actions[node.row] for node in nodes]))
         latents = torch.from_numpy(np.stack([node.latent for node in nodes])).to(actions)
-        tokens = torch.cat([actions, latents], dim=1)
-        self.rebuild_stats.tokens += tokens.shape[0] * tokens.shape[1]
-        positions = np.stack([node.step.positions[node.row] for node in nodes]) if model.uses_rotary else None
+        tokens = torch.cat([actions, latents], dim=1).flatten(0, 1)[:, None]
+        self.rebuild_stats.tokens += len(tokens)
+        positions = None
+        if model.uses_rotary:
+            positions = np.concatenate([node.step.positions[node.row] for node in nodes])[:, None]
         return tokens, positions

@@ -1,5 +1,6 @@
 """Keeps contexts inside the model's window."""
 from collections.abc import Sequence
+from typing import Optional
 
 from ..store import Context, ContextBatch, TokenStore
 from .cached_model import CachedModel
@@ -49,21 +50,25 @@ class ContextWindow:
                 length = grown if grown < self.limit else self.kept
         return longest
 
-    def add(self, model: CachedModel, batch: ContextBatch) -> list[Context]:
+    def add(
+            self, model: CachedModel, batch: ContextBatch, rows: Optional[Sequence[int]] = None
+    ) -> list[Context]:
         """
         Overview:
             Store what has been appended to a batch, and shorten the contexts that have reached the limit.
         Arguments:
             - model (:obj:`CachedModel`): The model.
             - batch (:obj:`ContextBatch`): The rows, within their ``with`` block.
+            - rows (:obj:`Optional[Sequence[int]]`): The rows whose contexts are wanted; None: all.
         Returns:
-            - contexts (:obj:`List[Context]`): One per row, each held once, by the caller.
+            - contexts (:obj:`List[Context]`): One per wanted row, each held once, by the caller.
         """
-        contexts = self._store.add(batch, self.limit, self.kept)
+        contexts = self._store.add(batch, self.limit, self.kept, rows)
         if not self.moves_tokens:
-            full = [row for row, length in enumerate(batch.final_lengths()) if length >= self.limit]
-            for row, encoded in zip(full, self._encode_again(model, [contexts[row] for row in full])):
-                contexts[row] = encoded
+            lengths = batch.final_lengths() if rows is None else batch.final_lengths()[rows]
+            full = [number for number, length in enumerate(lengths) if length >= self.limit]
+            for number, encoded in zip(full, self._encode_again(model, [contexts[number] for number in full])):
+                contexts[number] = encoded
         return contexts
 
     def _encode_again(self, model: CachedModel, contexts: Sequence[Context]) -> list[Context]:
