@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from lzero.model.unizero_world_models.transformer import Block
 from models import build_model, kv_cache
-from test_world_model import play_irregularly
+from test_world_model import TINY_POOLS, play_irregularly
 from torch import nn
 
 from lzero_kvcache.world_model import blocks, linear
@@ -67,8 +67,9 @@ class OtherBlock(Block):
 
 @pytest.mark.parametrize('window', ['rebuild', 'shift'])
 @pytest.mark.parametrize('rotary', [False, True], ids=['learned positions', 'rotary positions'])
-def test_blocks_of_unknown_structure_run_their_own_forward(rotary, window, caplog):
-    model = build_model(kv_cache=kv_cache(window=window), context_length=20, rotary=rotary)
+@pytest.mark.parametrize('pools', [{}, TINY_POOLS], ids=['default pools', 'tiny pools'])
+def test_blocks_of_unknown_structure_run_their_own_forward(pools, rotary, window, caplog):
+    model = build_model(kv_cache=kv_cache(window=window, **pools), context_length=20, rotary=rotary)
     model.world_model.transformer.blocks[1].__class__ = OtherBlock
     blocks._warn_of_unknown_block.cache_clear()
     with caplog.at_level(logging.WARNING, 'lzero_kvcache'):

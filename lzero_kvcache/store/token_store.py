@@ -177,7 +177,9 @@ class TokenStore:
             tables = [tables[row] for row in rows]
         if limit is not None:
             tables = [table if len(table) < limit else table[-kept:] for table in tables]
-        np.add.at(self._holders, np.concatenate(tables), 1)
+        # No token is twice in one context, so that no slow np.add.at is needed.
+        for table in tables:
+            self._holders[table] += 1
         if rows is not None or (limit is not None and kept < columns):
             self._free.extend(new[self._holders[new] == 0].tolist())
         return [Context(table, self._writes) for table in tables]
@@ -220,9 +222,9 @@ class TokenStore:
             context.holders -= 1
             if context.holders == 0:
                 leaving.append(context.table)
+                self._holders[context.table] -= 1
         if leaving:
             tokens = np.concatenate(leaving)
-            np.subtract.at(self._holders, tokens, 1)
             unheld = tokens[self._holders[tokens] == 0]
             # Taken from the end, so that the lowest comes next.
             self._free.extend(np.unique(unheld)[::-1].tolist())
