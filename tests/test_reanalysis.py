@@ -7,6 +7,8 @@ from oracle import Oracle
 from searches import live_nodes, search
 
 from lzero_kvcache.budget import MIB
+from lzero_kvcache.world_model import rebuild
+from lzero_kvcache.world_model.cached_model import CachedModel
 
 UNROLL_STEPS = 5
 BATCH_SIZE = 6
@@ -101,3 +103,20 @@ def test_memory_keeps_within_the_budget():
     search(model, root, [np.array(step) for step in timesteps], 15,
            lambda expansion, output: held.append(sum(manager.memory_bytes().values())))
     assert 0.5 * megabytes * MIB < max(held) <= megabytes * MIB
+
+
+def test_forwards_that_rebuild_are_bounded(monkeypatch):
+    monkeypatch.setattr(rebuild, 'MOST_TOKENS', 40)
+    model = build_model(kv_cache=kv_cache(recur_pool=dict(size=3), wm_pool=dict(size=1)))
+    largest, append = [], CachedModel.append
+
+    def watch(self, batch, tokens, *arguments):
+        largest.append(len(tokens))
+        return append(self, batch, tokens, *arguments)
+
+    monkeypatch.setattr(CachedModel, 'append', watch)
+    root, timesteps = begin_reanalysis(model)
+    deepest, difference = expand_with_oracle(model, root, timesteps, 12)
+    # Every row takes at least one step of two tokens, or takes part with one token beside 40 at most.
+    assert max(largest) <= max(2 * len(timesteps), 40 + len(timesteps))
+    assert deepest > 2 and difference < 1e-4

@@ -9,12 +9,11 @@ from rich.progress import Progress
 
 from ..world_model.contexts import NodeContexts
 from ..world_model.managed import ManagedInference
-from ..world_model.window import ContextWindow
 from .searcher import Searcher
 
 # Everything between the search and the forward passes: names and keys, look-ups and gather, scatter, pools.
 CACHE_WORK = (
-    (ManagedInference, 'nodes_of'), (NodeContexts, 'of'), (ContextWindow, 'add'), (ManagedInference, '_add_nodes'),
+    (ManagedInference, 'nodes_of'), (NodeContexts, 'of'), (NodeContexts, 'add'), (ManagedInference, '_add_nodes'),
 )
 
 

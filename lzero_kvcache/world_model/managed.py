@@ -20,6 +20,7 @@ from .histories import EnvironmentHistories, EnvironmentHistory, RebuildStats, R
 from .imagination import Imagination, check_rollout, roll_out
 from .lineage import SearchLineage, SearchNode, SearchStep, node_key
 from .positions import SearchPositions, host_timesteps
+from .rebuild import ContextRebuilder
 from .scores import Score, scores_of
 from .weights import WeightsWatch
 from .window import ContextWindow
@@ -95,6 +96,7 @@ class ManagedInference:
         ))
         self._window = ContextWindow(world_model.context_length, config.window, self.store)
         lossless = config.on_miss == 'rebuild'
+        tokens_per_step = 1 + self._num_observations_tokens
         self.manager = KVCacheManager(
             SimpleNamespace(
                 kv_cache=config, num_simulations=num_simulations, game_segment_length=game_segment_length
@@ -103,7 +105,7 @@ class ManagedInference:
                 token_bytes=FLOAT_BYTES * self.store.shape.numbers_per_token,
                 context_tokens=self._window.limit - 1,
                 # A context that is encoded again has all its tokens for itself.
-                node_tokens=1 + self._num_observations_tokens if self._window.moves_tokens else self._window.limit - 1,
+                node_tokens=tokens_per_step if self._window.moves_tokens else self._window.limit - 1,
                 # Those of running episodes, collect and eval.
                 held_contexts=2 * env_num if lossless else 0,
             )
@@ -111,13 +113,15 @@ class ManagedInference:
         self._scores = scores_of(config)
         self.histories = EnvironmentHistories(
             self.manager, self.store,
-            num_observations=1 + self._window.limit // (1 + self._num_observations_tokens),
+            num_observations=1 + self._window.limit // tokens_per_step,
             num_observations_tokens=self._num_observations_tokens, lossless=lossless,
             rope_positions=config.rope_positions
         )
+        rebuilder = ContextRebuilder(
+            self.store, self._window, self._positions, self.histories, lossless, tokens_per_step
+        )
         self._contexts = NodeContexts(
-            self.manager, self.store, self._window, self._positions, self.histories, lossless,
-            tokens_per_step=1 + self._num_observations_tokens
+            self.manager, self.store, self._window, rebuilder, lossless, tokens_per_step
         )
         self._lineage: Optional[SearchLineage] = None
         # Of the running search, so that every node has an ancestor whose context is there.
@@ -266,7 +270,7 @@ class ManagedInference:
             self._last_missing = self._contexts.last_missing
             hidden, next_latents, predictions = model.predict_next_state(batch, actions, positions)
             self.context_lengths = batch.lengths
-            contexts = self._contexts.add(model, batch)
+            contexts = self._contexts.add(model, batch, parents)
         next_latents = self._add_nodes(parents, next_latents, actions, positions, contexts, predictions)
         self.store.release(contexts)
         return hidden, next_latents, predictions.reward, predictions.policy, predictions.value
