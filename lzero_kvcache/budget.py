@@ -5,6 +5,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from .checks import check_count
 from .config import KEY_PATH, entry_of
 
 MIB = 2 ** 20
@@ -31,6 +32,10 @@ class PoolSizes:
         """
         Overview:
             These sizes, and the others' where they are left open.
+        Arguments:
+            - others (:obj:`PoolSizes`): Without any left open.
+        Returns:
+            - sizes (:obj:`PoolSizes`): The same.
         """
         return PoolSizes(*(
             theirs if own is None else own
@@ -71,9 +76,11 @@ class ContextMemory:
         missing = [name for name, value in dimensions.items() if value is None]
         if missing:
             raise ValueError(
-                f"{KEY_PATH}.memory_budget_mb is set, but {' and '.join(missing)} of the world model is not, which an "
-                "entry's size depends on: needed beside kv_cache are num_layers, embed_dim and context_length"
+                f"{KEY_PATH}.memory_budget_mb is set, but beside kv_cache there is no {' and no '.join(missing)}, "
+                "which an entry's size depends on: needed are num_layers, embed_dim and context_length"
             )
+        for name, value in dimensions.items():
+            check_count(value, f'policy.model.world_model_cfg.{name}', 'of the world model')
         return cls(
             token_bytes=2 * FLOAT_BYTES * dimensions['num_layers'] * dimensions['embed_dim'],
             context_tokens=dimensions['context_length'], node_tokens=dimensions['context_length'],
@@ -109,7 +116,7 @@ class MemoryBudget:
         sizes = given.or_else(PoolSizes(1, 1, 1))
         if self.tokens_of(sizes) > self._tokens:
             raise ValueError(
-                f'{KEY_PATH}.memory_budget_mb is {self.megabytes!r}: the smallest that works is '
+                f'{KEY_PATH}.memory_budget_mb is {self.megabytes:g}: the smallest that works is '
                 f'{self._smallest(sizes)} MiB ({self.env_num} environments, contexts of up to '
                 f'{self.memory.context_tokens} tokens, {self.memory.token_bytes:,} bytes a token; pools of '
                 f'{sizes.init}, {sizes.recur} and {sizes.wm} entries: init, recur, wm)'
@@ -126,7 +133,9 @@ class MemoryBudget:
         Overview:
             The most tokens that pools of some sizes hold, each kind of pool counted for itself.
         Arguments:
-            - sizes (:obj:`PoolSizes`): In entries.
+            - sizes (:obj:`PoolSizes`): In entries; an array in place of a number gives an array.
+        Returns:
+            - tokens (:obj:`int`): How many.
         """
         held = self.memory.held_contexts + self.env_num * sizes.init + sizes.wm
         return held * self.memory.context_tokens + self._tokens_of_search(sizes.recur)
@@ -138,6 +147,8 @@ class MemoryBudget:
             within the recur pool, are others', too.
         Arguments:
             - sizes (:obj:`PoolSizes`): In entries.
+        Returns:
+            - tokens (:obj:`int`): How many.
         """
         of_others = self._tokens_of_search(sizes.recur) - sizes.recur * self.memory.node_tokens
         return self._tokens - sizes.wm * self.memory.context_tokens - of_others
@@ -148,6 +159,8 @@ class MemoryBudget:
             What the sizes came to, in a sentence.
         Arguments:
             - sizes (:obj:`PoolSizes`): In entries.
+        Returns:
+            - text (:obj:`str`): For the log.
         """
         needed = self.tokens_of(sizes) * self.memory.token_bytes
         return (

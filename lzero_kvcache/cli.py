@@ -17,7 +17,7 @@ def main() -> None:
 @click.option('--section', 'names', multiple=True, default=SECTIONS, type=click.Choice(SECTIONS), show_default='all',
               help='What is measured; once for each.')
 @click.option('--steps', type=click.IntRange(2), help='Collect steps per measurement.  [default: 30]')
-@click.option('--quick', is_flag=True, help='Fewer models, sizes and steps: a first look within two minutes.')
+@click.option('--quick', is_flag=True, help='Fewer models, sizes and steps: a first look.')
 @click.option('--threads', default=2, show_default=True, type=click.IntRange(1), help='Threads of PyTorch.')
 @click.option('--out', default='data_benchmarks/kv_cache', type=click.Path(path_type=Path, file_okay=False),
               show_default=True, help='Folder for the JSON file and the plots.')
@@ -28,6 +28,8 @@ def bench(names: tuple, steps: int, quick: bool, threads: int, out: Path) -> Non
     try:
         from .bench.report import run_benchmark
     except ModuleNotFoundError as error:
+        if not error.name.startswith('matplotlib'):
+            raise
         raise click.ClickException(
             f"the benchmark needs {error.name}, which is not installed: pip install 'lzero-kvcache[bench]'"
         ) from error

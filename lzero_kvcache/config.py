@@ -41,8 +41,8 @@ class KVCacheConfig:
         - init_pool (:obj:`dict`): Root contexts, one pool per environment; ``size`` entries each, ``strategy``.
         - recur_pool (:obj:`dict`): Nodes of the running search, all environments.
         - wm_pool (:obj:`dict`): Rows of the last inference.
-        - memory_budget_mb (:obj:`Optional[float]`): MiB of keys and values that the pools may hold; the sizes that are
-            left open are derived from it. None: no budget.
+        - memory_budget_mb (:obj:`Optional[float]`): MiB of keys and values, in float32, that the pools may hold; the
+            sizes that are left open are derived from it. None: no budget.
         - on_miss (:obj:`str`): 'rebuild' (compute the missing context again: lossless) or 'reset' (as the stock code:
             start over from the latent state alone).
         - window (:obj:`str`): What happens to a context that reaches ``context_length - 1`` tokens: 'shift' (drop the
@@ -201,7 +201,12 @@ def _check_choice(key: str, value: Any, allowed: tuple) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return False
+    try:
+        return isfinite(value)
+    except OverflowError:
+        return False
 
 
 def _parse_pool(name: str, given: Any) -> PoolConfig:

@@ -68,7 +68,7 @@ class KVCacheManager:
         if self.config.memory_budget_mb is None:
             return given.or_else(wanted)
         self.budget = MemoryBudget(
-            self.config.memory_budget_mb, memory or ContextMemory.of_whole_windows(config), self.env_num
+            float(self.config.memory_budget_mb), memory or ContextMemory.of_whole_windows(config), self.env_num
         )
         return self.budget.fit(given, wanted)
 

@@ -74,8 +74,14 @@ def test_sizes_that_are_given_stay(caplog):
 @pytest.mark.parametrize('missing', sorted(DIMENSIONS))
 def test_a_manager_by_hand_needs_the_models_dimensions(missing):
     dimensions = {name: value for name, value in DIMENSIONS.items() if name != missing}
-    with pytest.raises(ValueError, match=f'{KEY} is set, but {missing} of the world model is not'):
+    with pytest.raises(ValueError, match=f'{KEY} is set, but beside kv_cache there is no {missing}, which'):
         KVCacheManager(EasyDict(kv_cache=dict(memory_budget_mb=2), **dimensions), 4)
+
+
+@pytest.mark.parametrize('value', [0, '2', 1.5])
+def test_dimensions_that_are_none_are_refused(value):
+    with pytest.raises(ValueError, match=f'num_layers is {value!r}: allowed is an integer of at least 1'):
+        KVCacheManager(EasyDict(kv_cache=dict(memory_budget_mb=2), **dict(DIMENSIONS, num_layers=value)), 4)
 
 
 def test_too_small_a_budget_says_the_smallest_that_works():

@@ -5,6 +5,7 @@ import platform
 import pytest
 import torch
 import torch.nn.functional as F
+from lzero.model.unizero_world_models.slicer import Head
 from lzero.model.unizero_world_models.transformer import Block
 from models import build_model, kv_cache
 from test_world_model import TINY_POOLS, play_irregularly
@@ -90,3 +91,58 @@ def test_layers_of_unknown_structure_run_their_own_forward():
         layer.__class__ = Doubled
     block.ln2.register_forward_hook(lambda module, arguments, output: output + 0.1)
     assert play_irregularly(model).compared > 200
+
+
+def without_bias(world_model, name):
+    module = world_model
+    for part in name.split('.'):
+        module = getattr(module, part) if not part.isdigit() else module[int(part)]
+    module.bias = None
+
+
+@pytest.mark.parametrize('name', [
+    'transformer.blocks.0.attn.query', 'transformer.blocks.0.attn.key', 'transformer.blocks.1.mlp.0',
+    'head_rewards.head_module.0', 'head_observations.head_module.0', 'head_policy.head_module.0',
+])
+def test_layers_without_a_bias(name):
+    model = build_model(kv_cache=kv_cache(), context_length=20)
+    without_bias(model.world_model, name)
+    assert play_irregularly(model).compared > 200
+
+
+class DoubledHead(Head):
+
+    def forward(self, x, num_steps, prev_steps):
+        return 2 * super().forward(x, num_steps, prev_steps)
+
+
+def replace_forward(module):
+    forward = module.forward
+    module.forward = lambda *arguments: forward(*arguments) * 0.9
+
+
+def add_hook(module):
+    module.register_forward_hook(lambda module, arguments, output: output * 0.9)
+
+
+@pytest.mark.parametrize('change', [
+    lambda world_model: setattr(world_model.head_value, '__class__', DoubledHead),
+    lambda world_model: add_hook(world_model.head_rewards),
+    lambda world_model: replace_forward(world_model.transformer.blocks[0]),
+    lambda world_model: replace_forward(world_model.transformer.blocks[0].attn.query),
+    lambda world_model: add_hook(world_model.transformer.blocks[0].attn.attn_drop),
+    lambda world_model: add_hook(world_model.transformer.blocks[1].attn.resid_drop),
+    lambda world_model: add_hook(world_model.pos_emb),
+], ids=['head', 'hook on a head', 'block', 'layer', 'hook on attn_drop', 'hook on resid_drop', 'hook on positions'])
+def test_whatever_runs_its_own_forward_is_called_as_it_is(change):
+    # No place offsets, whose correction by the stock code looks at no hook.
+    model = build_model(kv_cache=kv_cache(window='rebuild'), context_length=20)
+    change(model.world_model)
+    assert play_irregularly(model).compared > 200
+
+
+def test_a_transformer_with_a_forward_of_its_own_is_refused():
+    model = build_model(kv_cache=kv_cache())
+    add_hook(model.world_model.transformer)
+    with pytest.raises(ValueError, match="kv_cache.mode is 'managed', but the transformer .*allowed is 'legacy'"):
+        play_irregularly(model)

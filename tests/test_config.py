@@ -31,7 +31,7 @@ WRONG = [
     *[(dict(log_interval=given), '.log_interval', given, 'allowed is an integer of at least 0')
       for given in (-1, 2.5, True, '10', None)],
     *[(dict(memory_budget_mb=given), '.memory_budget_mb', given, 'allowed is a number above 0 .MiB., or None')
-      for given in (0, -1, '64', True, float('nan'), float('inf'))],
+      for given in (0, -1, '64', True, float('nan'), float('inf'), 10 ** 400)],
     *[(dict(validation_tolerance=given), '.validation_tolerance', given, 'allowed is a number of at least 0')
       for given in (-1e-3, '1e-4', True, None, float('nan'), float('inf'))],
     *[(dict(strategy=given), '.strategy', given, 'allowed are ') for given in [*BAD_STRATEGIES, None]],

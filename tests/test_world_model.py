@@ -8,6 +8,12 @@ from models import build_model, kv_cache, observations, random_action, two_token
 from oracle import Oracle
 from searches import PREDICTIONS, live_nodes, replay, search
 
+from lzero_kvcache.store import TokenStore
+from lzero_kvcache.world_model import managed
+from lzero_kvcache.world_model.cached_model import CachedModel
+from lzero_kvcache.world_model.lineage import SearchLineage
+from lzero_kvcache.world_model.managed import ManagedInference
+
 MODELS = {
     'vector, learned positions': dict(),
     'vector, rotary positions': dict(rotary=True),
@@ -367,6 +373,32 @@ def test_an_exception_within_an_inference_leaks_nothing():
             Episodes(model).step([0, 1])
         check_store(model.world_model.kv_cache_inference)
         assert len(model.world_model.kv_cache_inference.store) == 0
+
+
+@pytest.mark.parametrize('pools', [{}, TINY_POOLS], ids=['default pools', 'tiny pools'])
+@pytest.mark.parametrize('owner, name, call', [
+    (managed, '_copy_to_host', 3), (ManagedInference, '_add_nodes', 3), (SearchLineage, 'name_latents', 3),
+    (TokenStore, '_gather', 4), (TokenStore, '_reserve', 4), (CachedModel, 'append', 6),
+])
+def test_a_search_that_breaks_off_leaks_nothing(monkeypatch, owner, name, call, pools):
+    model = build_model(kv_cache=kv_cache(strategy='lru', **pools))
+    inference = model.world_model.kv_cache_inference
+    episodes = Episodes(model)
+    episodes.step([0, 1, 2, 3], 8)
+    original, calls = getattr(owner, name), []
+
+    def fail_once(*arguments, **keywords):
+        calls.append(name)
+        if len(calls) == call:
+            raise RuntimeError('out of memory')
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, name, fail_once)
+    with pytest.raises(RuntimeError, match='out of memory'):
+        episodes.step([0, 1, 2, 3], 8)
+    check_store(inference)
+    inference.clear()
+    assert len(inference.store) == 0
 
 
 def test_predictions_take_part_in_what_follows():

@@ -20,7 +20,6 @@ class Growth(Section):
         A collect step with more environments, more simulations, longer windows, release beside plugin.
     """
     name = 'growth'
-    title = 'How does a collect step grow?'
 
     def measure(self, settings: Settings, progress: Progress) -> list[dict]:
         grid = dict(
@@ -31,7 +30,7 @@ class Growth(Section):
             for value in values:
                 search = dict(MODELS[MODEL], env_num=settings.env_num, num_simulations=settings.num_simulations)
                 search[axis] = value
-                searchers = [Searcher(**search), Searcher(**search, kv_cache=dict(strategy='lru'))]
+                searchers = [Searcher(**search), Searcher(**search, kv_cache={})]
                 of_release, of_plugin = in_turn(
                     searchers, until_the_window_is_full(search['context_length']), settings.growth_steps, progress,
                     f'growth: {value} {AXES[axis]}'

@@ -1,9 +1,12 @@
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.progress import Progress
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
+from ..world_model import linear
 from .searcher import Searcher
 from .section import COLORS, Section, in_lines, table_of
 from .settings import MODELS, Settings
@@ -29,18 +32,17 @@ class Launches(Section):
     """
     Overview:
         Operations that start a kernel on a GPU, per simulation, counted by ``torch.profiler``: the slope between
-        searches of two lengths. They are the same on a CPU, but for copies from and to the host, which a CPU does
-        not need.
+        searches of two lengths. They are the same on a CPU without packed weights, but for copies from and to the host,
+        which a CPU does not need.
     """
     name = 'launches'
-    title = 'How many kernels would a simulation launch on a GPU?'
 
     def measure(self, settings: Settings, progress: Progress) -> list[dict]:
         rows = []
         task = progress.add_task('launches', total=2 * len(settings.models))
         for model in settings.models:
             row = dict(model=model)
-            for arm, kv_cache in (('release', None), ('plugin', dict(strategy='lru'))):
+            for arm, kv_cache in (('release', None), ('plugin', {})):
                 few, many = settings.num_simulations // 2, settings.num_simulations
                 counts = [self._count(settings, model, kv_cache, simulations) for simulations in (few, many)]
                 row[arm] = (counts[1] - counts[0]) / (many - few)
@@ -51,10 +53,11 @@ class Launches(Section):
     def _count(self, settings: Settings, model: str, kv_cache: Any, num_simulations: int) -> int:
         searcher = Searcher(**MODELS[model], kv_cache=kv_cache, env_num=settings.env_num,
                             num_simulations=num_simulations)
-        for _ in range(until_the_window_is_full(MODELS[model]['context_length'])):
-            searcher.collect()
-        with profile(activities=[ProfilerActivity.CPU]) as profiler:
-            searcher.collect()
+        with without_packed_weights():
+            for _ in range(until_the_window_is_full(MODELS[model]['context_length'])):
+                searcher.collect()
+            with profile(activities=[ProfilerActivity.CPU]) as profiler:
+                searcher.collect()
         return sum(launches(event) for event in profiler.events() if event.cpu_parent is None)
 
     def table(self, rows: list[dict]) -> Table:
@@ -72,6 +75,19 @@ class Launches(Section):
         panel.set_xticks(range(len(rows)), [in_lines(row['model']) for row in rows])
         panel.set(title='kernel launches per simulation', ylabel='launches')
         panel.legend(frameon=False)
+
+
+@contextmanager
+def without_packed_weights() -> Iterator[None]:
+    """
+    Overview:
+        Let models that begin to search within the ``with`` block compute every product as a GPU does.
+    """
+    smallest, linear.SMALLEST_PACKED = linear.SMALLEST_PACKED, float('inf')
+    try:
+        yield
+    finally:
+        linear.SMALLEST_PACKED = smallest
 
 
 def launches(event: Any) -> int:

@@ -19,7 +19,6 @@ class Memory(Section):
         Bytes of keys and values that a cached node costs once the windows are full.
     """
     name = 'memory'
-    title = 'What does a cached node cost?'
 
     def measure(self, settings: Settings, progress: Progress) -> list[dict]:
         rows = []
@@ -27,7 +26,7 @@ class Memory(Section):
         for window in settings.windows:
             search = dict(MODELS[MODEL], context_length=window, env_num=ENV_NUM,
                           num_simulations=settings.num_simulations)
-            release, plugin = Searcher(**search), Searcher(**search, kv_cache=dict(strategy='lru'))
+            release, plugin = Searcher(**search), Searcher(**search, kv_cache={})
             for _ in range(until_the_window_is_full(window)):
                 release.collect()
                 plugin.collect()

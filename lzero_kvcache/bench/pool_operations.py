@@ -86,7 +86,6 @@ class PoolOperations(Section):
         Does a pool's operation cost the same at any pool size? Every strategy, all sizes in turn.
     """
     name = 'pool_operations'
-    title = "What does a pool's operation cost?"
 
     def measure(self, settings: Settings, progress: Progress) -> list[dict]:
         rng, rows, sizes = random.Random(0), [], settings.pool_sizes
@@ -110,7 +109,6 @@ class PoolOperations(Section):
                 rows.append(dict(
                     operation=operation, strategy=strategy, pool_size=size, nanoseconds=median(of_round),
                     ratio=median(time / base for time, base in zip(of_round, smallest)),
-                    ratio_of_totals=sum(of_round) / sum(smallest),
                 ))
             progress.advance(task)
         return rows

@@ -13,10 +13,9 @@ class Section(ABC):
     """
     Overview:
         One question that the benchmark answers: measured, as a table, as a plot. ``name`` is its name on the command
-        line and in the files; ``title`` is what it asks.
+        line and in the files.
     """
     name: str
-    title: str
 
     @abstractmethod
     def measure(self, settings: Settings, progress: Progress) -> list[dict]:

@@ -19,7 +19,6 @@ class SmallPools(Section):
         throughput against an unlimited pool. The first model meets every share, the others the small pool only.
     """
     name = 'small_pools'
-    title = 'What does a recur pool cost that is too small?'
 
     def measure(self, settings: Settings, progress: Progress) -> list[dict]:
         rows = []
@@ -45,17 +44,18 @@ class SmallPools(Section):
             rows.append(dict(
                 model=model, share=share, pool_size=pool['size'], strategy=strategy,
                 hit_rate=inference.manager.recur_pool.stats.hit_rate, throughput=1 / paired_ratio(taken, unlimited),
+                last_inference=inference.manager.wm_pool.stats.hits / queries,
                 restored=inference.rebuild_stats.restored / queries, rebuilt=inference.rebuild_stats.rebuilds / queries,
             ))
         return rows
 
     def table(self, rows: list[dict]) -> Table:
-        table = table_of('Recur pools that are too small, against one that is not (of the queries: hits, contexts '
-                         'restored without computation, rebuilt)', 'model', 'pool', 'strategy', 'hits', 'restored',
-                         'rebuilt', 'throughput')
+        table = table_of('Recur pools that are too small, against one that is not (of the queries: hits, found '
+                         'in the wm pool, restored without computation, rebuilt)', 'model', 'pool', 'strategy', 'hits',
+                         'wm', 'restored', 'rebuilt', 'speed')
         for row in rows:
-            table.add_row(row['model'], f"{row['share']:.0%}", row['strategy'], f"{row['hit_rate']:.1%}",
-                          f"{row['restored']:.1%}", f"{row['rebuilt']:.1%}", f"{row['throughput']:.2f}")
+            shares = [f'{row[name]:.1%}' for name in ('hit_rate', 'last_inference', 'restored', 'rebuilt')]
+            table.add_row(row['model'], f"{row['share']:.0%}", row['strategy'], *shares, f"{row['throughput']:.2f}")
         return table
 
     def plot(self, rows: list[dict], figure: Any) -> None:

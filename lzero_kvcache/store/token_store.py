@@ -75,11 +75,12 @@ class TokenStore:
         Returns:
             - batch (:obj:`ContextBatch`): The rows, a copy.
         """
+        tables = [NO_TOKENS if context is None else context.table for context in contexts]
+        batch = self._gather(tables, room, like, contexts)
         for context in contexts:
             if context is not None:
                 context.holders += 1
-        return self._gather([NO_TOKENS if context is None else context.table for context in contexts], room, like,
-                            contexts)
+        return batch
 
     def gather_steps(
             self, beginnings: Sequence[Union[Context, int]], ends: Container[int], room: int, limit: int, kept: int,
@@ -103,13 +104,15 @@ class TokenStore:
         tables: list[np.ndarray] = []
         for beginning in beginnings:
             if isinstance(beginning, Context):
-                beginning.holders += 1
                 tables.append(beginning.table)
                 continue
             # A token that is still to come goes by the row that it is appended to, counted downwards from -1.
             table = np.append(tables[beginning], -1 - beginning)
             tables.append(table[-kept:] if beginning in ends and len(table) >= limit else table)
-        return self._gather(tables, room, like, contexts)
+        batch = self._gather(tables, room, like, contexts)
+        for context in contexts:
+            context.holders += 1
+        return batch
 
     def _gather(
             self, tables: Sequence[np.ndarray], room: int, like: torch.Tensor, held: Sequence[Optional[Context]]

@@ -38,8 +38,19 @@ def in_sequence(module: nn.Module) -> Function:
     return run
 
 
+def runs_its_own_forward(module: nn.Module) -> bool:
+    """
+    Overview:
+        Whether a module computes anything but what its class says: hooks, or a forward of this one instance.
+    Arguments:
+        - module (:obj:`nn.Module`): The module.
+    """
+    return bool(module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module))
+
+
 def _steps(module: nn.Module) -> list[Function]:
-    if module._forward_hooks or module._forward_pre_hooks:
+    if runs_its_own_forward(module):
+        warn_of_unknown_layer(type(module).__name__)
         return [module]
     if type(module) is nn.Sequential:
         return _steps_of_sequence(list(module))
@@ -73,7 +84,7 @@ def _steps_of_sequence(modules: list[nn.Module]) -> list[Function]:
 
 def _begins_with_linear_and_gelu(modules: Sequence[nn.Module]) -> bool:
     return [type(module) for module in modules[:2]] == [nn.Linear, nn.GELU] and not any(
-        module._forward_hooks or module._forward_pre_hooks for module in modules[:2]
+        runs_its_own_forward(module) for module in modules[:2]
     )
 
 
@@ -105,7 +116,7 @@ def in_parallel(first: nn.Module, second: nn.Module) -> Callable[[torch.Tensor],
 
 
 def _modules_of_sequence(module: nn.Module) -> list[nn.Module]:
-    if type(module) is not nn.Sequential or module._forward_hooks or module._forward_pre_hooks:
+    if type(module) is not nn.Sequential or runs_its_own_forward(module):
         return []
     return list(module)
 
@@ -244,8 +255,8 @@ def block_of(block: nn.Module) -> Callable:
         - block (:obj:`nn.Module`): A block of the transformer.
     """
     if type(block).forward is Block.forward and type(block.attn).forward is SelfAttention.forward and not any(
-            module._forward_hooks or module._forward_pre_hooks for module in (block, block.attn)
-    ):
+            runs_its_own_forward(module) for module in (block, block.attn)
+    ) and not _steps(block.attn.attn_drop) + _steps(block.attn.resid_drop):
         return CachedBlock(block)
     _warn_of_unknown_block(type(block).__name__)
     return UnknownBlock(block)
@@ -259,10 +270,27 @@ def _warn_of_unknown_block(name: str) -> None:
     )
 
 
+@cache
+def warn_of_unknown_layer(name: str) -> None:
+    """
+    Overview:
+        Say, once for each kind, that a layer is called as it is.
+    Arguments:
+        - name (:obj:`str`): Its class.
+    """
+    logger.warning(
+        f'A layer of this model ({name}) has hooks or a forward of its own: it is called as it is, which is exact but '
+        'slower. Said once.'
+    )
+
+
 def _fused(projections: Sequence[nn.Module], gelu: Optional[str] = None) -> Function:
-    if any(type(each) is not nn.Linear or each._forward_hooks or each._forward_pre_hooks for each in projections):
-        return lambda x: torch.cat([projection(x) for projection in projections], dim=-1)
-    biases = [projection.bias for projection in projections]
+    biases = [getattr(projection, 'bias', None) for projection in projections]
+    alike = all(bias is None for bias in biases) or not any(bias is None for bias in biases)
+    if not alike or any(type(each) is not nn.Linear or runs_its_own_forward(each) for each in projections):
+        alone = [in_sequence(projection) for projection in projections]
+        activate = (lambda x: x) if gelu is None else partial(F.gelu, approximate=gelu)
+        return lambda x: activate(torch.cat([function(x) for function in alone], dim=-1))
     return linear(
         torch.cat([projection.weight for projection in projections]),
         None if biases[0] is None else torch.cat(biases), gelu

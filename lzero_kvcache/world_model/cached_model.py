@@ -5,9 +5,13 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lzero.model.unizero_world_models.slicer import Head, PolicyHeadCont
+from lzero.model.unizero_world_models.transformer import Transformer
+from torch import nn
 
+from ..config import KEY_PATH
 from ..store import ContextBatch
-from .blocks import block_of, in_parallel, in_sequence
+from .blocks import block_of, in_parallel, in_sequence, runs_its_own_forward, warn_of_unknown_layer
 
 HEADS = ('rewards', 'observations', 'policy', 'value')
 
@@ -45,10 +49,20 @@ class CachedModel:
         self.place_offsets = None
         if move_tokens and not self.uses_rotary:
             self.place_offsets = _place_offsets(world_model, num_places)
+        if type(world_model.transformer).forward is not Transformer.forward or (
+                runs_its_own_forward(world_model.transformer)
+        ):
+            raise ValueError(
+                f"{KEY_PATH}.mode is 'managed', but the transformer of this world model "
+                f'({type(world_model.transformer).__name__}) has hooks or a forward of its own, which the cache cannot '
+                "run token by token: allowed is 'legacy'"
+            )
+        self._embedding_dropout = in_sequence(world_model.transformer.drop)
+        self._has_plain_position_embeddings = not self.uses_rotary and _is_plain_embedding(world_model.pos_emb)
         self._blocks = [block_of(block) for block in world_model.transformer.blocks]
         self._embed_actions = in_sequence(world_model.act_embedding_table)
         self._final_norm = in_sequence(world_model.transformer.ln_f)
-        heads = [getattr(world_model, f'head_{name}').head_module for name in HEADS]
+        heads = [_module_of(getattr(world_model, f'head_{name}')) for name in HEADS]
         self._reward_and_next_token = in_parallel(heads[0], heads[1])
         self._policy_and_value = in_parallel(heads[2], heads[3])
         self._next_token = in_sequence(heads[1])
@@ -83,6 +97,7 @@ class CachedModel:
             hidden = tokens
         else:
             hidden = tokens + self._position_embeddings(places)
+        hidden = self._embedding_dropout(hidden)
         new = batch.kv[:, start:batch.used].unbind(2)
         keys_values = batch.kv[:, :batch.used].permute(2, 3, 0, 4, 1, 5).flatten(0, 1).unbind(0)
         for layer, block in enumerate(self._blocks):
@@ -181,6 +196,8 @@ class CachedModel:
         return self.world_model.transformer.freqs_cis[index][:, :, None, None]
 
     def _position_embeddings(self, places: np.ndarray) -> torch.Tensor:
+        if not self._has_plain_position_embeddings:
+            return self.world_model.pos_emb(self._on_device(places))
         table = self.world_model.pos_emb.weight
         if len(places) == 1:
             first = int(places[0, 0])
@@ -189,6 +206,30 @@ class CachedModel:
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.like.device, non_blocking=True)
+
+
+class _HeadAtOneToken(nn.Module):
+    """A head whose forward is not the stock's, called as the stock code calls it."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self._head = head
+        # The place in a block whose predictions this head makes, so that its slicing lets the token through.
+        self._place = next(place for place in range(head.block_size) if len(head.compute_slice(1, place)))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self._head(x, num_steps=1, prev_steps=self._place)
+
+
+def _module_of(head: nn.Module) -> nn.Module:
+    if type(head).forward in (Head.forward, PolicyHeadCont.forward) and not runs_its_own_forward(head):
+        return head.head_module
+    warn_of_unknown_layer(type(head).__name__)
+    return _HeadAtOneToken(head)
+
+
+def _is_plain_embedding(module: nn.Module) -> bool:
+    return type(module) is nn.Embedding and module.max_norm is None and not runs_its_own_forward(module)
 
 
 def _place_offsets(world_model: Any, num_places: int) -> torch.Tensor:

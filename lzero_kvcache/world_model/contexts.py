@@ -86,7 +86,11 @@ class NodeContexts:
         if batch.preceding is None:
             return self._window.add(model, batch)
         rebuilt = self._window.add(model, batch.preceding.batch, batch.preceding.ends)
-        contexts = self._window.add(model, batch)
+        try:
+            contexts = self._window.add(model, batch)
+        except BaseException:
+            self._store.release(rebuilt)
+            raise
         for node, context in zip(batch.preceding.owners, rebuilt):
             node.context = context
         wanted = set(nodes)

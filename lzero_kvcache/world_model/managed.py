@@ -2,6 +2,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -271,8 +272,10 @@ class ManagedInference:
             hidden, next_latents, predictions = model.predict_next_state(batch, actions, positions)
             self.context_lengths = batch.lengths
             contexts = self._contexts.add(model, batch, parents)
-        next_latents = self._add_nodes(parents, next_latents, actions, positions, contexts, predictions)
-        self.store.release(contexts)
+        try:
+            next_latents = self._add_nodes(parents, next_latents, actions, positions, contexts, predictions)
+        finally:
+            self.store.release(contexts)
         return hidden, next_latents, predictions.reward, predictions.policy, predictions.value
 
     def imagine(
@@ -535,7 +538,12 @@ def _priorities(score: Optional[Score], depths: Sequence[int], predictions: Pred
     if score is None:
         return [None] * len(depths)
     reward, policy, value = (logits.flatten(1) for logits in predictions)
-    return score(np.asarray(depths), reward, policy, value)
+    priorities = score(np.asarray(depths), reward, policy, value)
+    for priority in priorities:
+        # Here, because a pool that refuses one has taken those before it.
+        if not isinstance(priority, Real) or priority != priority:
+            raise ValueError(f'priority is {priority!r}, which a score has returned: allowed is a number')
+    return priorities
 
 
 def _check_rows(

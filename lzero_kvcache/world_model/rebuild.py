@@ -64,6 +64,8 @@ class ContextRebuilder:
             The context that was last computed for a node, if all its tokens are still there, whatever the pools hold.
         Arguments:
             - node (:obj:`SearchNode`): The node.
+        Returns:
+            - context (:obj:`Optional[Context]`): Not held by this call.
         """
         return node.context if node.context is not None and self._store.is_whole(node.context) else None
 
