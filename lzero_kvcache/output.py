@@ -24,7 +24,8 @@ def output_to(log_path: Path) -> Iterator[Console]:
     """
     saved: list[Any] = [os.dup(1), os.dup(2)]
     with open(saved[0], 'w', closefd=False) as descriptor, open(log_path, 'w') as log:
-        screen = Console(file=descriptor)
+        # Without a terminal rich would take 80 columns, too few for the wider tables.
+        screen = Console(file=descriptor, width=None if descriptor.isatty() else 120)
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(log.fileno(), 1)
