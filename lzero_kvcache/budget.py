@@ -10,7 +10,7 @@ from .config import KEY_PATH, entry_of
 
 MIB = 2 ** 20
 FLOAT_BYTES = 4
-# A pool that makes room for another loses its own room first.
+# The first takes what it can use, the last what is left.
 BY_NEED = ('recur', 'wm', 'init')
 
 

@@ -1,7 +1,7 @@
 """What all checks of a user's values share: the error sentences, and the nearest valid choice."""
 from collections.abc import Iterable
 from difflib import get_close_matches
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -19,6 +19,16 @@ def choices(given: Any, allowed: Iterable[str]) -> str:
     text = f"allowed are {', '.join(allowed)}" if allowed else 'there are none'
     nearest = get_close_matches(str(given).lower(), allowed, n=1, cutoff=0.5)
     return f'{text}; did you mean {nearest[0]!r}?' if nearest else text
+
+
+def is_number(value: Any) -> bool:
+    """
+    Overview:
+        Whether a value can be compared as a number; nan cannot.
+    Arguments:
+        - value (:obj:`Any`): Anything.
+    """
+    return isinstance(value, Real) and value == value
 
 
 def check_count(count: Any, key_path: str, unit: str = 'entries') -> int:

@@ -1,9 +1,9 @@
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
-from numbers import Integral, Real
+from numbers import Integral
 from typing import Any, Callable, Optional
 
-from .checks import check_count
+from .checks import check_count, is_number
 from .eviction import EVICTION_REGISTRY, EvictionStrategy, parse_strategy
 from .eviction.strategy import StrategyLike
 from .stats import CacheStats
@@ -94,7 +94,7 @@ class KVCachePool:
     def _store(self, key: Hashable, kv: Any, priority: Optional[float], leaving: list[Any]) -> int:
         if type(key) is not str and (isinstance(key, bool) or not isinstance(key, (Integral, str))):
             raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
-        if priority is not None and (not isinstance(priority, Real) or priority != priority):
+        if priority is not None and not is_number(priority):
             raise ValueError(f"priority of key {key!r} in pool '{self.name}' is {priority!r}: allowed is a number")
         slot = self._slot_of_key.get(key)
         if slot is not None:

@@ -76,11 +76,7 @@ class TokenStore:
             - batch (:obj:`ContextBatch`): The rows, a copy.
         """
         tables = [NO_TOKENS if context is None else context.table for context in contexts]
-        batch = self._gather(tables, room, like, contexts)
-        for context in contexts:
-            if context is not None:
-                context.holders += 1
-        return batch
+        return self._gather(tables, room, like, contexts)
 
     def gather_steps(
             self, beginnings: Sequence[Union[Context, int]], ends: Container[int], room: int, limit: int, kept: int,
@@ -109,10 +105,7 @@ class TokenStore:
             # A token that is still to come goes by the row that it is appended to, counted downwards from -1.
             table = np.append(tables[beginning], -1 - beginning)
             tables.append(table[-kept:] if beginning in ends and len(table) >= limit else table)
-        batch = self._gather(tables, room, like, contexts)
-        for context in contexts:
-            context.holders += 1
-        return batch
+        return self._gather(tables, room, like, contexts)
 
     def _gather(
             self, tables: Sequence[np.ndarray], room: int, like: torch.Tensor, held: Sequence[Optional[Context]]
@@ -139,6 +132,9 @@ class TokenStore:
                 places = to_come % index.shape[1]
                 moves = self._offsets_at(places) - self._offsets_at(batch.lengths[rows])
             batch.links = TokenLinks(batch, to_come, rows, moves)
+        for context in held:
+            if context is not None:
+                context.holders += 1
         return batch
 
     def add(

@@ -48,6 +48,16 @@ def runs_its_own_forward(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module))
 
 
+def is_plain_embedding(module: nn.Module) -> bool:
+    """
+    Overview:
+        Whether a module does nothing but look rows of its weight up.
+    Arguments:
+        - module (:obj:`nn.Module`): The module.
+    """
+    return type(module) is nn.Embedding and module.max_norm is None and not runs_its_own_forward(module)
+
+
 def _steps(module: nn.Module) -> list[Function]:
     if runs_its_own_forward(module):
         warn_of_unknown_layer(type(module).__name__)
@@ -58,7 +68,7 @@ def _steps(module: nn.Module) -> list[Function]:
         return []
     if type(module) is nn.Linear:
         return [linear(module.weight, module.bias)]
-    if type(module) is nn.Embedding and module.max_norm is None:
+    if is_plain_embedding(module):
         return [partial(torch.embedding, module.weight)]
     if type(module) is nn.GELU:
         return [partial(F.gelu, approximate=module.approximate)]

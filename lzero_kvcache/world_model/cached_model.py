@@ -11,7 +11,14 @@ from torch import nn
 
 from ..config import KEY_PATH
 from ..store import ContextBatch
-from .blocks import block_of, in_parallel, in_sequence, runs_its_own_forward, warn_of_unknown_layer
+from .blocks import (
+    block_of,
+    in_parallel,
+    in_sequence,
+    is_plain_embedding,
+    runs_its_own_forward,
+    warn_of_unknown_layer,
+)
 
 HEADS = ('rewards', 'observations', 'policy', 'value')
 
@@ -58,7 +65,9 @@ class CachedModel:
                 "run token by token: allowed is 'legacy'"
             )
         self._embedding_dropout = in_sequence(world_model.transformer.drop)
-        self._has_plain_position_embeddings = not self.uses_rotary and _is_plain_embedding(world_model.pos_emb)
+        if not self.uses_rotary:
+            self._embed_positions = in_sequence(world_model.pos_emb)
+            self._position_table = world_model.pos_emb.weight if is_plain_embedding(world_model.pos_emb) else None
         self._blocks = [block_of(block) for block in world_model.transformer.blocks]
         self._embed_actions = in_sequence(world_model.act_embedding_table)
         self._final_norm = in_sequence(world_model.transformer.ln_f)
@@ -196,13 +205,10 @@ class CachedModel:
         return self.world_model.transformer.freqs_cis[index][:, :, None, None]
 
     def _position_embeddings(self, places: np.ndarray) -> torch.Tensor:
-        if not self._has_plain_position_embeddings:
-            return self.world_model.pos_emb(self._on_device(places))
-        table = self.world_model.pos_emb.weight
-        if len(places) == 1:
+        if len(places) == 1 and self._position_table is not None:
             first = int(places[0, 0])
-            return table[first:first + places.shape[1]]
-        return F.embedding(self._on_device(places), table)
+            return self._position_table[first:first + places.shape[1]]
+        return self._embed_positions(self._on_device(places))
 
     def _on_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(array).to(self.like.device, non_blocking=True)
@@ -226,10 +232,6 @@ def _module_of(head: nn.Module) -> nn.Module:
         return head.head_module
     warn_of_unknown_layer(type(head).__name__)
     return _HeadAtOneToken(head)
-
-
-def _is_plain_embedding(module: nn.Module) -> bool:
-    return type(module) is nn.Embedding and module.max_norm is None and not runs_its_own_forward(module)
 
 
 def _place_offsets(world_model: Any, num_places: int) -> torch.Tensor:

@@ -88,15 +88,13 @@ class NodeContexts:
         rebuilt = self._window.add(model, batch.preceding.batch, batch.preceding.ends)
         try:
             contexts = self._window.add(model, batch)
-        except BaseException:
+            for node, context in zip(batch.preceding.owners, rebuilt):
+                node.context = context
+            wanted = set(nodes)
+            missing = [(node, context) for node, context in zip(batch.preceding.owners, rebuilt) if node in wanted]
+            self.cache(*zip(*missing))
+        finally:
             self._store.release(rebuilt)
-            raise
-        for node, context in zip(batch.preceding.owners, rebuilt):
-            node.context = context
-        wanted = set(nodes)
-        missing = [(node, context) for node, context in zip(batch.preceding.owners, rebuilt) if node in wanted]
-        self.cache(*zip(*missing))
-        self._store.release(rebuilt)
         return contexts
 
     def peek(self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> list[Context]:

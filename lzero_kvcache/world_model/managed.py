@@ -2,7 +2,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -11,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from ..budget import FLOAT_BYTES, ContextMemory
-from ..checks import choices
+from ..checks import choices, is_number
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
 from ..store import Context, TokenShape, TokenStore
@@ -541,7 +540,7 @@ def _priorities(score: Optional[Score], depths: Sequence[int], predictions: Pred
     priorities = score(np.asarray(depths), reward, policy, value)
     for priority in priorities:
         # Here, because a pool that refuses one has taken those before it.
-        if not isinstance(priority, Real) or priority != priority:
+        if not is_number(priority):
             raise ValueError(f'priority is {priority!r}, which a score has returned: allowed is a number')
     return priorities
 

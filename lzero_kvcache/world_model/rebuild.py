@@ -85,9 +85,9 @@ class ContextRebuilder:
         """
         routes, origins = [], []
         for node in nodes:
-            steps = self._path_from_whole_ancestor(node)
-            origins.append(steps.pop(0))
-            routes.append(Route(node, self.whole_context(origins[-1]) if self._lossless else None, steps))
+            origin, context, steps = self._way_to(node)
+            origins.append(origin)
+            routes.append(Route(node, context, steps))
         restored = sum(route.context is not None and not route.steps for route in routes)
         self.stats.restored += restored
         self.stats.rebuilds += len(nodes) - restored
@@ -200,12 +200,17 @@ class ContextRebuilder:
     def _ends_of(self, beginnings: Sequence[Union[Context, int]]) -> range:
         return range(self._tokens_per_step - 1, len(beginnings), self._tokens_per_step)
 
-    def _path_from_whole_ancestor(self, node: SearchNode) -> list[SearchNode]:
-        path = [node]
-        if self._lossless:
-            while self.whole_context(path[-1]) is None and path[-1].parent is not None:
-                path.append(path[-1].parent)
-        return path[::-1]
+    def _way_to(self, node: SearchNode) -> tuple[SearchNode, Optional[Context], list[SearchNode]]:
+        """The node to go on from, its context if it is still there, and the nodes from there on."""
+        if not self._lossless:
+            return node, None, []
+        steps: list[SearchNode] = []
+        context = self.whole_context(node)
+        while context is None and node.parent is not None:
+            steps.append(node)
+            node = node.parent
+            context = self.whole_context(node)
+        return node, context, steps[::-1]
 
     def _encode_latents(
             self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: Optional[np.ndarray]
