@@ -1,4 +1,3 @@
-"""The command line: 'lzero-kvcache'."""
 from pathlib import Path
 
 import click
@@ -7,13 +6,7 @@ import click
 SECTIONS = ('steps', 'growth', 'small_pools', 'memory', 'pool_operations', 'launches')
 
 
-@click.group(context_settings=dict(help_option_names=['-h', '--help']))
-@click.version_option(package_name='lzero-kvcache')
-def main() -> None:
-    """UniZero's KV cache: managed, configurable, exact and fast."""
-
-
-@main.command()
+@click.command()
 @click.option('--section', 'names', multiple=True, default=SECTIONS, type=click.Choice(SECTIONS), show_default='all',
               help='What is measured; once for each.')
 @click.option('--steps', type=click.IntRange(2), help='Collect steps per measurement.  [default: 30]')
@@ -26,14 +19,14 @@ def bench(names: tuple, steps: int, quick: bool, threads: int, out: Path) -> Non
     from dataclasses import replace
 
     try:
-        from .bench.report import run_benchmark
+        from ..bench.report import run_benchmark
     except ModuleNotFoundError as error:
         if not error.name.startswith('matplotlib'):
             raise
         raise click.ClickException(
             f"the benchmark needs {error.name}, which is not installed: pip install 'lzero-kvcache[bench]'"
         ) from error
-    from .bench.settings import QUICK, Settings
+    from ..bench.settings import QUICK, Settings
 
     settings = QUICK if quick else Settings()
     if steps is not None:

@@ -1,0 +1,176 @@
+import inspect
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from os.path import relpath
+from pathlib import Path
+from typing import Any, Optional
+from unittest.mock import patch
+
+from easydict import EasyDict
+
+# LightZero's entries that train the policies which this package is for.
+ENTRIES = ('train_unizero', 'train_unizero_segment')
+POLICY_TYPES = ('unizero', 'sampled_unizero')
+
+
+@dataclass
+class Experiment:
+    """
+    Overview:
+        What a config file would run.
+    Arguments:
+        - main_config, create_config (:obj:`EasyDict`): LightZero's two configs.
+        - entry (:obj:`str`): A name in ``ENTRIES``.
+        - seed (:obj:`int`): The random seed.
+        - max_env_step (:obj:`Optional[int]`): Environment steps to collect, at most; None: the entry's default.
+        - model_path (:obj:`Optional[str]`): A checkpoint to begin with.
+    """
+    main_config: EasyDict
+    create_config: EasyDict
+    entry: str
+    seed: int = 0
+    max_env_step: Optional[int] = None
+    model_path: Optional[str] = None
+
+    def run(self, exp_name: str) -> None:
+        """
+        Overview:
+            Run it by its stock entry.
+        Arguments:
+            - exp_name (:obj:`str`): The folder of the run. DI-engine writes beside a folder that is there already.
+        """
+        import lzero.entry
+
+        main_config = deepcopy(self.main_config)
+        # DI-engine puts './' before it, which would make an absolute path a relative one.
+        main_config.exp_name = relpath(exp_name)
+        limits = {} if self.max_env_step is None else dict(max_env_step=self.max_env_step)
+        getattr(lzero.entry, self.entry)(
+            [main_config, deepcopy(self.create_config)], seed=self.seed, model_path=self.model_path, **limits
+        )
+
+
+class _EntryCalled(BaseException):
+    """What a config file passes to LightZero's entry; no ``except Exception`` in the file stops it."""
+
+    def __init__(self, entry: str, arguments: dict[str, Any]) -> None:
+        super().__init__()
+        self.entry = entry
+        self.arguments = arguments
+
+
+def load_experiment(path: Path) -> Experiment:
+    """
+    Overview:
+        Find out what a config file would run: it is executed as a script up to the point where it calls one of
+        LightZero's entries. A file that calls none defines ``main_config`` and ``create_config``.
+    Arguments:
+        - path (:obj:`Path`): A config file of LightZero's zoo, of ``configs/``, or one's own.
+    Returns:
+        - experiment (:obj:`Experiment`): Copies of its configs.
+    Raises:
+        - ValueError: If there is no such file, it fails, or it is not for UniZero or Sampled UniZero.
+    """
+    try:
+        with _entries_replaced():
+            names = run_config_file(path, '__main__')
+    except _EntryCalled as call:
+        return _checked(path, _of_call(path, call))
+    missing = [name for name in ('main_config', 'create_config') if name not in names]
+    if missing:
+        raise ValueError(
+            f"{path} defines no {' and no '.join(missing)} and calls none of LightZero's entries: needed is a config "
+            'file like those in zoo/atari/config or configs/'
+        )
+    return _checked(path, experiment_of(names))
+
+
+def experiment_of(names: dict[str, Any]) -> Experiment:
+    """
+    Overview:
+        What a config file without a call means.
+    Arguments:
+        - names (:obj:`Dict[str, Any]`): Its global names: ``main_config``, ``create_config`` and, if it likes,
+            ``max_env_step``.
+    Returns:
+        - experiment (:obj:`Experiment`): Copies of its configs.
+    """
+    main_config = EasyDict(deepcopy(names['main_config']))
+    entry = 'train_unizero_segment' if 'num_segments' in main_config.get('policy', {}) else 'train_unizero'
+    return Experiment(
+        main_config, EasyDict(deepcopy(names['create_config'])), entry, max_env_step=names.get('max_env_step')
+    )
+
+
+def run_config_file(path: Path, run_name: str = 'config') -> dict[str, Any]:
+    """
+    Overview:
+        Execute a config file.
+    Arguments:
+        - path (:obj:`Path`): The file. The folder that it lies in, or the one that holds its package, is put on
+            ``sys.path``.
+        - run_name (:obj:`str`): Its ``__name__``.
+    Returns:
+        - names (:obj:`Dict[str, Any]`): Its global names.
+    Raises:
+        - ValueError: If there is no such file, or it fails.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(
+            f'{path} is no file: needed is the path of a config file, e.g. configs/cartpole_unizero_config.py'
+        )
+    root = path.resolve().parent
+    while (root / '__init__.py').exists():
+        root = root.parent
+    if str(root) not in sys.path:
+        sys.path.insert(0, str(root))
+    try:
+        with patch.object(sys, 'argv', [str(path)]):
+            return runpy.run_path(str(path), run_name=run_name)
+    except Exception as error:
+        raise ValueError(f'{path} cannot be executed: {type(error).__name__}: {error}') from error
+    except SystemExit as error:
+        raise ValueError(f'{path} ended by itself, with status {error.code}, before it called an entry') from error
+
+
+@contextmanager
+def _entries_replaced() -> Iterator[None]:
+    import lzero.entry
+
+    def replacement(name: str) -> Any:
+        signature = inspect.signature(getattr(lzero.entry, name))
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            raise _EntryCalled(name, dict(signature.bind(*args, **kwargs).arguments))
+
+        return call
+
+    names = [name for name in vars(lzero.entry) if name.startswith(('train_', 'eval_'))
+             and inspect.isfunction(getattr(lzero.entry, name))]
+    with patch.multiple(lzero.entry, **{name: replacement(name) for name in names}):
+        yield
+
+
+def _of_call(path: Path, call: _EntryCalled) -> Experiment:
+    if call.entry not in ENTRIES:
+        raise ValueError(f"{path} calls {call.entry}: the cache is for {' and '.join(ENTRIES)}")
+    arguments = call.arguments
+    main_config, create_config = deepcopy(arguments['input_cfg'])
+    return Experiment(
+        EasyDict(main_config), EasyDict(create_config), call.entry, arguments.get('seed', 0),
+        arguments.get('max_env_step'), arguments.get('model_path'),
+    )
+
+
+def _checked(path: Path, experiment: Experiment) -> Experiment:
+    policy_type = experiment.create_config.get('policy', {}).get('type')
+    if policy_type not in POLICY_TYPES:
+        raise ValueError(
+            f"{path}: create_config.policy.type is {policy_type!r}: the cache is for {' and '.join(POLICY_TYPES)}"
+        )
+    return experiment
