@@ -1,0 +1,158 @@
+"""The folder of an A/B run: what is in it, and which of its trials are done."""
+import fcntl
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Optional
+
+from .files import DiskFullError, disk_full_named, write_atomically
+from .spec import TrialSpec
+
+ALMOST_NOTHING = 2 ** 20
+LINES_OF_A_FAILURE = 15
+
+
+class RunFolder:
+    """
+    Overview:
+        ``ab.json``, ``results.csv``, ``report.html`` and ``trials/<arm>_seed<seed>/``.
+    Arguments:
+        - path (:obj:`Path`): The folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.results_path = self.path / 'results.csv'
+        self.record_path = self.path / 'ab.json'
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """
+        Overview:
+            Keep other A/B runs away within the ``with`` block.
+        Raises:
+            - ValueError: If one is running in the folder, or it cannot be made.
+        """
+        try:
+            with disk_full_named(self.path):
+                (self.path / 'trials').mkdir(parents=True, exist_ok=True)
+                lock = open(self.path / '.lock', 'w')
+        except OSError as error:
+            raise ValueError(f'{self.path} cannot be written to: {error.strerror}') from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f'another A/B run is writing to {self.path}: wait for it, or choose another --out'
+                ) from error
+            yield
+
+    def record(self) -> Optional[dict[str, Any]]:
+        """
+        Overview:
+            What ``ab.json`` says, None if there is none.
+        Raises:
+            - ValueError: If it is not readable.
+        """
+        return _read_json(self.record_path)
+
+    def write_record(self, record: Mapping[str, Any]) -> None:
+        """
+        Overview:
+            Write ``ab.json``.
+        Arguments:
+            - record (:obj:`Mapping`): Its content.
+        """
+        write_atomically(self.record_path, json.dumps(record, indent=2))
+
+    def trial_folder(self, spec: TrialSpec) -> Path:
+        """
+        Overview:
+            The folder of a trial.
+        Arguments:
+            - spec (:obj:`TrialSpec`): The trial.
+        """
+        return self.path / 'trials' / spec.name
+
+    def outcome(self, spec: TrialSpec) -> Optional[dict[str, Any]]:
+        """
+        Overview:
+            What the trial's ``trial.json`` says.
+        Arguments:
+            - spec (:obj:`TrialSpec`): The trial.
+        Returns:
+            - outcome (:obj:`Optional[Dict[str, Any]]`): None where the trial has not ended, or was another one.
+        """
+        outcome = _read_json(self.trial_folder(spec) / 'trial.json')
+        return outcome if outcome and outcome['spec'] == spec.fingerprint() else None
+
+    def state(self, spec: TrialSpec) -> str:
+        """
+        Overview:
+            How far a trial is: 'new', 'done', 'failed', 'changed' (it has ended, with another config or other
+            versions) or 'interrupted'.
+        Arguments:
+            - spec (:obj:`TrialSpec`): The trial.
+        """
+        folder = self.trial_folder(spec)
+        if not folder.exists():
+            return 'new'
+        if not (folder / 'trial.json').exists():
+            return 'interrupted'
+        outcome = self.outcome(spec)
+        return 'changed' if outcome is None else outcome['status']
+
+    def check_room(self) -> None:
+        """
+        Overview:
+            Make sure that the disk is not full.
+        Raises:
+            - DiskFullError: If it is.
+        """
+        if shutil.disk_usage(self.path).free < ALMOST_NOTHING:
+            raise DiskFullError(self.path)
+
+
+def prepare(folder: Path, spec: bytes) -> Path:
+    """
+    Overview:
+        An empty folder for a trial: DI-engine would write beside a run that is there already.
+    Arguments:
+        - folder (:obj:`Path`): The trial's; what an earlier one has left there goes.
+        - spec (:obj:`bytes`): As ``TrialSpec.to_bytes``.
+    Returns:
+        - spec_path (:obj:`Path`): The file to run.
+    """
+    if folder.exists():
+        # First of all, so that a folder that is half removed does not pass for a trial that has ended.
+        (folder / 'trial.json').unlink(missing_ok=True)
+        shutil.rmtree(folder)
+    with disk_full_named(folder):
+        folder.mkdir(parents=True)
+        spec_path = folder / 'spec.pkl'
+        spec_path.write_bytes(spec)
+    return spec_path
+
+
+def last_lines(log_path: Path) -> list[str]:
+    """
+    Overview:
+        The end of a trial's output.
+    Arguments:
+        - log_path (:obj:`Path`): ``output.log``.
+    """
+    if not log_path.exists():
+        return []
+    return log_path.read_text(errors='replace').splitlines()[-LINES_OF_A_FAILURE:]
+
+
+def _read_json(path: Path) -> Optional[dict[str, Any]]:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f'{path} is not readable ({error}): remove it') from error

@@ -1,0 +1,70 @@
+import os
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Optional
+
+from .backend import SECONDS_BETWEEN_LOOKS, Backend, Event
+from .files import DiskFullError
+from .folder import RunFolder, prepare
+from .process import TrialProcess
+from .spec import TrialSpec
+
+
+class LocalBackend(Backend):
+    """
+    Overview:
+        Processes on this machine.
+    Arguments:
+        - jobs (:obj:`int`): Trials at a time.
+        - threads (:obj:`int`): Threads of each.
+    """
+
+    def __init__(self, jobs: int, threads: int) -> None:
+        self._jobs = jobs
+        self._threads = threads
+
+    def describe(self) -> str:
+        """
+        Overview:
+            As ``Backend``.
+        """
+        at_a_time = 'one at a time' if self._jobs == 1 else f'{self._jobs} at a time'
+        return f"{at_a_time}, {self._threads} thread{'s' if self._threads > 1 else ''} each"
+
+    def run(self, specs: Sequence[TrialSpec], folder: RunFolder) -> Iterator[Optional[Event]]:
+        """
+        Overview:
+            As ``Backend``.
+        """
+        waiting = deque(specs)
+        running: list[tuple[TrialSpec, TrialProcess]] = []
+        try:
+            while waiting or running:
+                while waiting and len(running) < self._jobs:
+                    spec = waiting.popleft()
+                    running.append((spec, _start(spec, folder, self._threads)))
+                    yield Event(spec)
+                time.sleep(SECONDS_BETWEEN_LOOKS)
+                yield None
+                for spec, process in [pair for pair in running if pair[1].ended]:
+                    running.remove((spec, process))
+                    process.stop()
+                    if process.disk_is_full:
+                        raise DiskFullError(process.folder)
+                    yield Event(spec, ended=True, error=process.how_it_ended)
+        finally:
+            for _, process in running:
+                process.stop()
+
+
+def _start(spec: TrialSpec, folder: RunFolder, threads: int) -> TrialProcess:
+    return TrialProcess(prepare(folder.trial_folder(spec), spec.to_bytes()), threads)
+
+
+def cores() -> int:
+    """
+    Overview:
+        The processor cores that this process may use.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

@@ -1,0 +1,120 @@
+"""``results.csv``: a row per arm and seed, and what is shown of it."""
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Optional
+
+from rich.table import Table
+
+from .files import write_atomically
+from .spec import TrialSpec
+
+POOLS = ('init_pools', 'recur_pool', 'wm_pool')
+COLUMNS = (
+    'arm', 'seed', 'status', 'return_last', 'return_best', 'env_steps', 'seconds', 'env_steps_per_second', 'search_ms',
+    *(f'hit_rate_{kind}' for kind in POOLS), 'evictions', 'rebuilds', 'rebuilt_tokens', 'peak_cache_mb',
+    'peak_memory_mb', 'log',
+)
+MIB = 2 ** 20
+# What the table shows: heading, column, format.
+SHOWN = (
+    ('return', 'return_last', '{:,.1f}'), ('env steps/s', 'env_steps_per_second', '{:,.1f}'),
+    ('search ms', 'search_ms', '{:,.1f}'), ('hit rate recur', 'hit_rate_recur_pool', '{:.1%}'),
+    ('evictions', 'evictions', '{:,.0f}'), ('rebuilds', 'rebuilds', '{:,.0f}'),
+    ('cache MiB', 'peak_cache_mb', '{:,.2f}'), ('process MiB', 'peak_memory_mb', '{:,.0f}'),
+)
+
+
+def result_row(spec: TrialSpec, series: Sequence[Mapping[str, Any]], evaluations: Sequence[Any]) -> dict[str, Any]:
+    """
+    Overview:
+        The results of a trial that is done.
+    Arguments:
+        - spec (:obj:`TrialSpec`): The trial.
+        - series (:obj:`Sequence[Mapping]`): The rows of its ``series.csv``.
+        - evaluations (:obj:`Sequence[Evaluation]`): Its evaluations.
+    Returns:
+        - row (:obj:`Dict[str, Any]`): The ``COLUMNS``; None where there is nothing to say.
+    """
+    from .evaluations import return_last
+
+    last = series[-1]
+    row: dict[str, Any] = dict(
+        _row(spec, 'done'), env_steps=last['env_step'], seconds=last['seconds'], peak_memory_mb=last['rss_mb'],
+        return_last=return_last(evaluations, last['env_step']),
+        return_best=max((evaluation.return_mean for evaluation in evaluations), default=None),
+        env_steps_per_second=_ratio(last['env_step'], last['seconds']),
+        search_ms=_ratio(1000 * last['search_seconds'], last['searches']),
+    )
+    if 'rebuilds' in last:
+        for kind in POOLS:
+            row[f'hit_rate_{kind}'] = _ratio(last[f'{kind}_hits'], last[f'{kind}_hits'] + last[f'{kind}_misses'])
+        row.update(
+            evictions=sum(last[f'{kind}_evictions'] for kind in POOLS), rebuilds=last['rebuilds'],
+            rebuilt_tokens=last['rebuilt_tokens'],
+            peak_cache_mb=round(max(sum(of[f'{kind}_bytes'] for kind in POOLS) for of in series if 'rebuilds' in of)
+                                / MIB, 4),
+        )
+    return {
+        column: round(value, 5) if isinstance(value, float) else value for column, value in row.items()
+    }
+
+
+def failed_row(spec: TrialSpec) -> dict[str, Any]:
+    """
+    Overview:
+        The row of a trial that has failed.
+    Arguments:
+        - spec (:obj:`TrialSpec`): The trial.
+    """
+    return _row(spec, 'failed')
+
+
+def _row(spec: TrialSpec, status: str) -> dict[str, Any]:
+    return dict(dict.fromkeys(COLUMNS), arm=spec.arm, seed=spec.seed, status=status,
+                log=f'trials/{spec.name}/output.log')
+
+
+def _ratio(number: float, of: float) -> Optional[float]:
+    return number / of if of else None
+
+
+def write_results(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
+    """
+    Overview:
+        Write ``results.csv``.
+    Arguments:
+        - rows (:obj:`Iterable[Mapping]`): As ``result_row``.
+        - path (:obj:`Path`): The file.
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def means_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+    """
+    Overview:
+        Each arm's means over its seeds, with the standard deviation where there are several.
+    Arguments:
+        - rows (:obj:`Sequence[Mapping]`): As ``result_row``, those of trials that are done.
+        - title (:obj:`str`): The table's.
+    """
+    table = Table(title=title, box=None, padding=(0, 2, 0, 0), header_style='bold')
+    table.add_column('arm', no_wrap=True)
+    table.add_column('seeds', justify='right')
+    for heading, *_ in SHOWN:
+        table.add_column(heading, justify='right')
+    for arm in dict.fromkeys(row['arm'] for row in rows):
+        of_arm = [row for row in rows if row['arm'] == arm]
+        cells = []
+        for _, column, text in SHOWN:
+            values = [row[column] for row in of_arm if row[column] is not None]
+            spread = f' ±{text.format(stdev(values))}' if len(values) > 1 else ''
+            cells.append(text.format(mean(values)) + spread if values else '-')
+        table.add_row(arm, str(len(of_arm)), *cells)
+    return table

@@ -1,0 +1,104 @@
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ..experiment import Experiment
+
+# A trial that other versions of these have run is not the same trial.
+PACKAGES = ('lightzero', 'lzero-kvcache', 'torch')
+
+
+@dataclass
+class TrialSpec:
+    """
+    Overview:
+        Everything that one trial depends on: one arm with one seed.
+    Arguments:
+        - arm (:obj:`str`): The arm's name.
+        - experiment (:obj:`Experiment`): With the arm's overrides, the seed and the number of environment steps.
+        - import_path (:obj:`List[str]`): Folders in which the modules that it names are found.
+    """
+    arm: str
+    experiment: Experiment
+    import_path: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """
+        Overview:
+            The name of the trial's folder.
+        """
+        return f'{self.arm}_seed{self.seed}'
+
+    @property
+    def seed(self) -> int:
+        """
+        Overview:
+            The random seed.
+        """
+        return self.experiment.seed
+
+    @property
+    def max_env_step(self) -> int:
+        """
+        Overview:
+            The environment steps that the trial collects.
+        """
+        return self.experiment.max_env_step
+
+    def fingerprint(self) -> str:
+        """
+        Overview:
+            A hash of the configs, the entry, the seed, the steps and the versions of the packages. Where a config's
+            folder lies is not part of it.
+        """
+        experiment = self.experiment
+        content = dict(
+            arm=self.arm, seed=self.seed, max_env_step=self.max_env_step, entry=experiment.entry,
+            model_path=experiment.model_path, create_config=experiment.create_config,
+            main_config={key: value for key, value in experiment.main_config.items() if key != 'exp_name'},
+            packages={name: version(name) for name in PACKAGES},
+        )
+        return hashlib.sha256(json.dumps(as_json(content), sort_keys=True).encode()).hexdigest()[:16]
+
+    def save(self, path: Path) -> None:
+        """
+        Overview:
+            Write the spec to a file, which ``python -m lzero_kvcache.ab.trial`` runs.
+        Arguments:
+            - path (:obj:`Path`): The file.
+        """
+        path.write_bytes(self.to_bytes())
+
+    def to_bytes(self) -> bytes:
+        """
+        Overview:
+            The spec for another process.
+        """
+        # The paths come first, because the rest may need them.
+        return pickle.dumps((self.import_path, pickle.dumps(self)))
+
+
+def as_json(value: Any) -> Any:
+    """
+    Overview:
+        A config's value in JSON's types, the same in every process.
+    Arguments:
+        - value (:obj:`Any`): Anything; tuples become lists, and what JSON does not know its name or its text.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): as_json(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_json(entry) for entry in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(map(str, value))
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if callable(value) and hasattr(value, '__qualname__'):
+        return f'{value.__module__}.{value.__qualname__}'
+    return as_json(value.tolist()) if hasattr(value, 'tolist') else str(value)

@@ -1,0 +1,132 @@
+"""One trial, in a process of its own: ``python -m lzero_kvcache.ab.trial SPEC``."""
+import json
+import os
+import pickle
+import signal
+import sys
+import threading
+import traceback
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Optional
+
+import click
+
+from .files import DiskFullError, disk_full_named, write_atomically
+from .spec import TrialSpec
+
+DISK_FULL_STATUS = 74
+WRITER_HOOK = dict(name='ab_flush', type='ab_flush', position='after_run', priority=100, ext_args={})
+
+
+def load_spec(path: Path) -> TrialSpec:
+    """
+    Overview:
+        Read a spec, with the modules that it needs.
+    Arguments:
+        - path (:obj:`Path`): The file that ``TrialSpec.save`` has written.
+    """
+    import_path, content = pickle.loads(path.read_bytes())
+    sys.path += [entry for entry in import_path if entry not in sys.path]
+    return pickle.loads(content)
+
+
+def run_trial(spec: TrialSpec, folder: Path) -> None:
+    """
+    Overview:
+        Train by the experiment's stock entry, and leave ``series.csv``, ``returns.csv``, ``run/`` and, last of all,
+        ``trial.json``.
+    Arguments:
+        - spec (:obj:`TrialSpec`): The trial.
+        - folder (:obj:`Path`): The trial's own.
+    Raises:
+        - DiskFullError: If there is no room.
+    """
+    from ding.worker.learner.learner_hook import LearnerHook, register_learner_hook
+
+    from .evaluations import read_evaluations, write_evaluations
+    from .results import result_row
+    from .series import SeriesRecorder
+
+    class FlushHook(LearnerHook):
+        """The stock entries leave the writer open, and a process that ends loses what it has not written."""
+
+        def __init__(self, *args: Any, ext_args: dict, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+
+        def __call__(self, learner: Any) -> None:
+            learner.tb_logger.flush()
+
+    register_learner_hook('ab_flush', FlushHook)
+    experiment = deepcopy(spec.experiment)
+    learn = experiment.main_config.policy.setdefault('learn', {})
+    learn.setdefault('learner', {}).setdefault('hook', {})['ab_flush'] = WRITER_HOOK
+    recorder = SeriesRecorder(folder / 'series.csv', spec.max_env_step)
+    with recorder.recording():
+        experiment.run(str(folder / 'run'))
+    evaluations = read_evaluations(folder / 'run')
+    write_evaluations(evaluations, folder / 'returns.csv')
+    row = result_row(spec, recorder.rows, evaluations)
+    write_outcome(spec, folder, seconds=row['seconds'], result=row)
+
+
+def write_outcome(
+        spec: TrialSpec, folder: Path, error: Optional[str] = None, seconds: Optional[float] = None,
+        result: Optional[dict] = None
+) -> None:
+    """
+    Overview:
+        Write ``trial.json``, whose presence means that the trial has ended.
+    Arguments:
+        - spec (:obj:`TrialSpec`): The trial.
+        - folder (:obj:`Path`): The trial's own.
+        - error (:obj:`Optional[str]`): Why it has failed; None: it has not.
+        - seconds (:obj:`Optional[float]`): Wall time.
+        - result (:obj:`Optional[dict]`): Its row of ``results.csv``; None: one that says that it has failed.
+    """
+    from .results import failed_row
+
+    outcome = dict(
+        arm=spec.arm, seed=spec.seed, max_env_step=spec.max_env_step, spec=spec.fingerprint(),
+        status='done' if error is None else 'failed', error=error, seconds=seconds, result=result or failed_row(spec),
+        threads=int(os.environ.get('OMP_NUM_THREADS', 0)) or None,
+    )
+    write_atomically(folder / 'trial.json', json.dumps(outcome, indent=2))
+
+
+def _end_with_stdin() -> None:
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        # Environments may run in processes of the trial's own, which belong to its group.
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+@click.command()
+@click.argument('spec_path', metavar='SPEC', type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option('--end-with-stdin', is_flag=True, help='End when the standard input does, as it will with the parent.')
+def main(spec_path: Path, end_with_stdin: bool) -> None:
+    """Run the trial of the file SPEC in the folder that it lies in."""
+    if end_with_stdin:
+        _end_with_stdin()
+    folder = spec_path.parent
+    spec = load_spec(spec_path)
+    try:
+        try:
+            with disk_full_named(folder):
+                run_trial(spec, folder)
+        except DiskFullError:
+            raise
+        except Exception as error:
+            traceback.print_exc()
+            write_outcome(spec, folder, error=f'{type(error).__name__}: {error}')
+            sys.exit(1)
+    except DiskFullError as error:
+        traceback.print_exc()
+        print(error, file=sys.stderr)
+        sys.exit(DISK_FULL_STATUS)
+
+
+if __name__ == '__main__':
+    main()
