@@ -4,7 +4,7 @@ from numbers import Integral
 from typing import Any, Callable, Optional
 
 from .checks import check_count, is_number
-from .eviction import EVICTION_REGISTRY, EvictionStrategy, parse_strategy
+from .eviction import EVICTION_REGISTRY, EvictionStrategy, Priority, SearchTreeNode, parse_strategy
 from .eviction.strategy import StrategyLike
 from .stats import CacheStats
 
@@ -53,14 +53,15 @@ class KVCachePool:
         self._value_of_slot: dict[int, Any] = {}
         self._free_slots: list[int] = []
 
-    def set(self, key: Hashable, kv: Any, priority: Optional[float] = None) -> int:
+    def set(self, key: Hashable, kv: Any, priority: Priority = None) -> int:
         """
         Overview:
             Store ``kv`` under ``key``, overwriting what the key had, else evicting an entry if the pool is full.
         Arguments:
             - key (:obj:`Union[int, str]`): The key.
             - kv (:obj:`Any`): The value, kept by reference.
-            - priority (:obj:`Optional[float]`): For the strategies that look at it; None keeps a key's former priority.
+            - priority (:obj:`Union[float, SearchTreeNode, None]`): For the strategies that look at it; None keeps a
+                key's former priority.
         Returns:
             - slot (:obj:`int`): The slot of the entry. The same key keeps its slot.
         Raises:
@@ -72,7 +73,7 @@ class KVCachePool:
             self._release(leaving)
         return slot
 
-    def set_many(self, keys: Sequence[Hashable], kvs: Sequence[Any], priorities: Sequence[Optional[float]]) -> None:
+    def set_many(self, keys: Sequence[Hashable], kvs: Sequence[Any], priorities: Sequence[Priority]) -> None:
         """
         Overview:
             ``set`` for each key in turn. What leaves is released at once, after the last.
@@ -91,10 +92,10 @@ class KVCachePool:
             if leaving:
                 self._release(leaving)
 
-    def _store(self, key: Hashable, kv: Any, priority: Optional[float], leaving: list[Any]) -> int:
+    def _store(self, key: Hashable, kv: Any, priority: Priority, leaving: list[Any]) -> int:
         if type(key) is not str and (isinstance(key, bool) or not isinstance(key, (Integral, str))):
             raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
-        if priority is not None and not is_number(priority):
+        if priority is not None and not isinstance(priority, SearchTreeNode) and not is_number(priority):
             raise ValueError(f"priority of key {key!r} in pool '{self.name}' is {priority!r}: allowed is a number")
         slot = self._slot_of_key.get(key)
         if slot is not None:

@@ -1,9 +1,14 @@
 from abc import ABC, abstractmethod
-from typing import Optional
+from typing import Union
 
 from ding.utils.registry import Registry
 
+from .search_tree import SearchTreeNode
+
 EVICTION_REGISTRY = Registry()
+
+# What a strategy is told of an entry: a number, a node of the running search, or nothing.
+Priority = Union[float, SearchTreeNode, None]
 
 
 class EvictionPolicy(ABC):
@@ -17,17 +22,19 @@ class EvictionPolicy(ABC):
         ...     ...
 
         The arguments of the subclass's ``__init__`` are the options of its strategy:
-        ``strategy=dict(type='my_strategy', option=1)``.
+        ``strategy=dict(type='my_strategy', option=1)``. A class whose ``follows_search`` is True gets a
+        ``SearchTreeNode`` as the priority of each node of the running search.
     """
+    follows_search = False
 
     @abstractmethod
-    def insert(self, slot: int, priority: Optional[float] = None) -> None:
+    def insert(self, slot: int, priority: Priority = None) -> None:
         """
         Overview:
             A new entry has taken ``slot``.
         Arguments:
             - slot (:obj:`int`): A slot that the policy does not hold.
-            - priority (:obj:`Optional[float]`): The priority that came with the entry, if any.
+            - priority (:obj:`Union[float, SearchTreeNode, None]`): The priority that came with the entry, if any.
         """
 
     @abstractmethod
@@ -56,12 +63,12 @@ class EvictionPolicy(ABC):
             - slot (:obj:`int`): A slot that the policy holds.
         """
 
-    def update(self, slot: int, priority: Optional[float] = None) -> None:
+    def update(self, slot: int, priority: Priority = None) -> None:
         """
         Overview:
             The entry of ``slot`` has been overwritten under the same key. By default this counts as a read.
         Arguments:
             - slot (:obj:`int`): A slot that the policy holds.
-            - priority (:obj:`Optional[float]`): The priority that came with the new value, if any.
+            - priority (:obj:`Union[float, SearchTreeNode, None]`): The priority that came with the new value, if any.
         """
         self.touch(slot)

@@ -1,7 +1,6 @@
 from collections import OrderedDict
-from typing import Optional
 
-from .base import EVICTION_REGISTRY, EvictionPolicy
+from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
 
 
 @EVICTION_REGISTRY.register('fifo')
@@ -16,7 +15,7 @@ class FIFOEviction(EvictionPolicy):
         # A plain dict would walk over the gaps that removed slots leave at its front: O(n) per eviction.
         self._slots: OrderedDict[int, None] = OrderedDict()
 
-    def insert(self, slot: int, priority: Optional[float] = None) -> None:
+    def insert(self, slot: int, priority: Priority = None) -> None:
         self._slots[slot] = None
 
     def remove(self, slot: int) -> None:

@@ -1,7 +1,6 @@
 from collections import OrderedDict
-from typing import Optional
 
-from .base import EVICTION_REGISTRY, EvictionPolicy
+from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
 
 
 @EVICTION_REGISTRY.register('lru')
@@ -15,7 +14,7 @@ class LRUEviction(EvictionPolicy):
     def __init__(self) -> None:
         self._slots: OrderedDict[int, None] = OrderedDict()
 
-    def insert(self, slot: int, priority: Optional[float] = None) -> None:
+    def insert(self, slot: int, priority: Priority = None) -> None:
         self._slots[slot] = None
 
     def remove(self, slot: int) -> None:

@@ -1,7 +1,6 @@
 import heapq
-from typing import Optional
 
-from .base import EVICTION_REGISTRY, EvictionPolicy
+from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
 
 
 @EVICTION_REGISTRY.register('priority')
@@ -23,7 +22,7 @@ class PriorityEviction(EvictionPolicy):
         self._ranks: dict[int, tuple[float, int]] = {}
         self._heap: list[tuple[float, int, int]] = []
 
-    def insert(self, slot: int, priority: Optional[float] = None) -> None:
+    def insert(self, slot: int, priority: Priority = None) -> None:
         self._rank(slot, 0.0 if priority is None else priority)
 
     def remove(self, slot: int) -> None:
@@ -39,7 +38,7 @@ class PriorityEviction(EvictionPolicy):
     def touch(self, slot: int) -> None:
         self._rank(slot, self._ranks[slot][0])
 
-    def update(self, slot: int, priority: Optional[float] = None) -> None:
+    def update(self, slot: int, priority: Priority = None) -> None:
         self._rank(slot, self._ranks[slot][0] if priority is None else priority)
 
     def _rank(self, slot: int, priority: float) -> None:

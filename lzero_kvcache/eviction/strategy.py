@@ -15,6 +15,7 @@ class EvictionStrategy(Enum):
     FIFO = 'fifo'
     LRU = 'lru'
     PRIORITY = 'priority'
+    TREE = 'tree'
 
     def __repr__(self) -> str:
         # DI-engine saves a run's config as Python source, made of what its values print as.

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from lzero.model.unizero_world_models.utils import hash_state
 
+from ..eviction import Priority, SearchTreeNode
 from ..store import Context
 from .histories import EnvironmentHistory
 
@@ -45,11 +46,14 @@ class SearchNode:
         - step (:obj:`SearchStep`): That inference.
         - tree (:obj:`int`): Its root's row.
         - parent (:obj:`Optional[SearchNode]`): None for a root.
-        - priority (:obj:`Optional[float]`): What it is worth to a strategy that evicts by priority.
+        - priority (:obj:`Union[float, SearchTreeNode, None]`): What the pool's strategy is told of it.
+        - in_tree (:obj:`Optional[SearchTreeNode]`): Its place in the search, where a strategy follows that.
         - env_id (:obj:`Optional[int]`): The environment whose init pool holds the context, for a root that has one.
         - history (:obj:`Optional[EnvironmentHistory]`): The episode that such a root is the last step of.
     """
-    __slots__ = ('scope', 'key', 'row', 'depth', 'step', 'tree', 'parent', 'priority', 'env_id', 'history', 'context')
+    __slots__ = (
+        'scope', 'key', 'row', 'depth', 'step', 'tree', 'parent', 'priority', 'in_tree', 'env_id', 'history', 'context'
+    )
 
     def __init__(
             self,
@@ -60,7 +64,8 @@ class SearchNode:
             step: SearchStep,
             tree: int,
             parent: Optional['SearchNode'] = None,
-            priority: Optional[float] = None,
+            priority: Priority = None,
+            in_tree: Optional[SearchTreeNode] = None,
             env_id: Optional[int] = None,
             history: Optional[EnvironmentHistory] = None,
     ) -> None:
@@ -72,6 +77,7 @@ class SearchNode:
         self.tree = tree
         self.parent = parent
         self.priority = priority
+        self.in_tree = in_tree
         self.env_id = env_id
         self.history = history
         # The last one computed for the node, whose tokens may outlive its eviction.

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from ..budget import FLOAT_BYTES, ContextMemory
 from ..checks import choices, is_number
 from ..config import KVCacheConfig
+from ..eviction import Priority, SearchTreeNode
 from ..manager import KVCacheManager
 from ..store import Context, TokenShape, TokenStore
 from .cached_model import CachedModel, Predictions
@@ -22,6 +23,7 @@ from .lineage import SearchLineage, SearchNode, SearchStep, node_key
 from .positions import SearchPositions, host_timesteps
 from .rebuild import ContextRebuilder
 from .scores import Score, scores_of
+from .search_following import SearchFollower
 from .weights import WeightsWatch
 from .window import ContextWindow
 
@@ -111,6 +113,9 @@ class ManagedInference:
             )
         )
         self._scores = scores_of(config)
+        self._follower: Optional[SearchFollower] = None
+        if self.manager.recur_pool.eviction_policy.follows_search:
+            self._follower = SearchFollower(world_model)
         self.histories = EnvironmentHistories(
             self.manager, self.store,
             num_observations=1 + self._window.limit // tokens_per_step,
@@ -225,9 +230,10 @@ class ManagedInference:
         self._start_search(SearchLineage('reanalyze', timesteps))
         on_host = _copy_to_host(latents)
         step = SearchStep(on_host, policies)
+        in_tree = self._begin_following(policies)
         for row, latent in enumerate(on_host):
             scope = f'reanalyze/{row}'
-            node = SearchNode(scope, node_key(scope, 0, latent), row, 0, step, tree=row)
+            node = SearchNode(scope, node_key(scope, 0, latent), row, 0, step, tree=row, in_tree=in_tree[row])
             self._lineage.add(node, latent.tobytes())
 
     def recurrent(
@@ -431,12 +437,14 @@ class ManagedInference:
         priorities = _priorities(self._scores['init_pool'], [0] * len(histories), predictions)
         nodes = []
         step = SearchStep(on_host, predictions.policy[:, 0])
+        in_tree = self._begin_following(step.policies)
         for row, history in enumerate(histories):
             history.roots += 1
             scope = f'{history.scope}/{history.roots}'
             history.key = node_key(scope, 0, on_host[row])
             nodes.append(SearchNode(
-                scope, history.key, row, 0, step, row, priority=priorities[row], env_id=env_ids[row], history=history
+                scope, history.key, row, 0, step, row, priority=priorities[row], in_tree=in_tree[row],
+                env_id=env_ids[row], history=history
             ))
             self._lineage.add(nodes[row], on_host[row].tobytes())
         self._contexts.cache(nodes, contexts)
@@ -444,6 +452,9 @@ class ManagedInference:
             self.histories.hold(history, context)
         if self.config.on_miss == 'rebuild':
             self._root_contexts = [self.store.retain(context) for context in contexts]
+
+    def _begin_following(self, policies: torch.Tensor) -> Sequence[Optional[SearchTreeNode]]:
+        return [None] * len(policies) if self._follower is None else self._follower.begin(policies)
 
     def nodes_of(self, latents: np.ndarray, search_depth: Sequence[int]) -> list[SearchNode]:
         """
@@ -497,11 +508,16 @@ class ManagedInference:
             latents = torch.from_numpy(distinct).to(latents.device)
         step = SearchStep(on_host, predictions.policy[:, 0], actions.clone(), positions)
         depths = [parent.depth + 1 for parent in parents]
-        priorities = _priorities(self._scores['recur_pool'], depths, predictions)
+        priorities: Sequence[Priority] = _priorities(self._scores['recur_pool'], depths, predictions)
+        in_tree: Sequence[Optional[SearchTreeNode]] = [None] * len(parents)
+        if self._follower is not None:
+            in_tree = priorities = self._follower.expand([parent.in_tree for parent in parents], actions, predictions)
         nodes = []
         for row, parent in enumerate(parents):
             key = node_key(parent.scope, depths[row], distinct[row])
-            node = SearchNode(parent.scope, key, row, depths[row], step, parent.tree, parent, priorities[row])
+            node = SearchNode(
+                parent.scope, key, row, depths[row], step, parent.tree, parent, priorities[row], in_tree[row]
+            )
             self._lineage.add(node, names[row])
             nodes.append(node)
         self._contexts.cache(nodes, contexts)
