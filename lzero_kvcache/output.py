@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -16,13 +15,23 @@ def output_to(log_path: Path) -> Iterator[Console]:
     """
     Overview:
         Whatever is printed within the ``with`` block, by C code, too, goes to a file. If the block fails, the file's
-        last lines are shown.
+        last lines are shown; not so where the user interrupts it.
     Arguments:
         - log_path (:obj:`Path`): The file.
     Returns:
         - screen (:obj:`Console`): The screen.
     """
-    saved: list[Any] = [os.dup(1), os.dup(2)]
+    saved = [os.dup(1), os.dup(2)]
+    try:
+        with _redirected(saved, log_path) as screen:
+            yield screen
+    finally:
+        for copy in saved:
+            os.close(copy)
+
+
+@contextmanager
+def _redirected(saved: list[int], log_path: Path) -> Iterator[Console]:
     with open(saved[0], 'w', closefd=False) as descriptor, open(log_path, 'w') as log:
         # Without a terminal rich would take 80 columns, too few for the wider tables.
         screen = Console(file=descriptor, width=None if descriptor.isatty() else 120)
@@ -32,18 +41,26 @@ def output_to(log_path: Path) -> Iterator[Console]:
         os.dup2(log.fileno(), 2)
         try:
             yield screen
+            _flush()
+        except KeyboardInterrupt:
+            raise
         except BaseException:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush(disk_may_be_full=True)
             _show_tail(screen, log_path)
             raise
         finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush(disk_may_be_full=True)
             for number, copy in enumerate(saved, start=1):
                 os.dup2(copy, number)
-    for copy in saved:
-        os.close(copy)
+
+
+def _flush(disk_may_be_full: bool = False) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            if not disk_may_be_full:
+                raise
 
 
 def _show_tail(screen: Console, log_path: Path) -> None:

@@ -31,13 +31,13 @@ def run_progress(exp_name: str, max_env_step: Optional[int] = None) -> Iterator[
         try:
             with display.progress:
                 yield
+        except KeyboardInterrupt:
+            screen.print(f'Interrupted after {display.summary()}.')
+            display.show_statistics()
+            raise
         finally:
             step_listeners.remove(display.on_step)
-        if display.inference is not None:
-            screen.print(statistics_table(display.inference.manager))
-            screen.print(contexts_summary(display.inference.root_stats, display.inference.rebuild_stats))
-            if hasattr(display.inference, 'report'):
-                screen.print(str(display.inference.report))
+        display.show_statistics()
         screen.print(f'TensorBoard: tensorboard --logdir {exp_name}/log   (scalars kv_cache/...)', soft_wrap=True)
         screen.print(f'Output of LightZero: {log_path}', soft_wrap=True)
 
@@ -68,3 +68,15 @@ class _RunDisplay:
         # A bar is drawn on a terminal only; elsewhere lines show that the run is alive.
         if not self._screen.is_terminal and (self._searches + self._learner_steps) % 50 == 0:
             self._screen.print(f'{int(self.progress.tasks[0].completed)} environment steps, {activity}')
+
+    def summary(self) -> str:
+        steps = int(self.progress.tasks[0].completed)
+        return f'{steps:,} environment steps, {self._searches:,} searches and {self._learner_steps:,} learner steps'
+
+    def show_statistics(self) -> None:
+        if self.inference is None:
+            return
+        self._screen.print(statistics_table(self.inference.manager))
+        self._screen.print(contexts_summary(self.inference.root_stats, self.inference.rebuild_stats))
+        if hasattr(self.inference, 'report'):
+            self._screen.print(str(self.inference.report))

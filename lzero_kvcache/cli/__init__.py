@@ -1,14 +1,46 @@
 """The command line: 'lzero-kvcache'. One file per command; what a command needs is imported when it runs."""
+from typing import Any
+
 import click
 
 from .bench import bench
+from .doctor import doctor
+from .run import run
 
 
-@click.group(context_settings=dict(help_option_names=['-h', '--help']))
+class CommandGroup(click.Group):
+    """
+    Overview:
+        Says in a sentence which package is missing.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """
+        Overview:
+            Run the command.
+        Raises:
+            - click.ClickException: If a package is missing that this one, LightZero or DI-engine needs.
+        """
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            from ..doctor.requirements import how_to_install
+
+            module = (error.name or '').split('.')[0]
+            command = how_to_install(module)
+            if command is None:
+                raise
+            raise click.ClickException(
+                f"'{ctx.info_name} {ctx.invoked_subcommand}' needs {module}, which is not installed: {command}\n"
+                f"'{ctx.info_name} doctor' looks for whatever else is missing."
+            ) from error
+
+
+@click.group(cls=CommandGroup, context_settings=dict(help_option_names=['-h', '--help']))
 @click.version_option(package_name='lzero-kvcache')
 def main() -> None:
     """UniZero's KV cache: managed, configurable, exact and fast."""
 
 
-for command in (bench, ):
+for command in (run, doctor, bench):
     main.add_command(command)

@@ -1,5 +1,16 @@
 """A LightZero config file as it would run: loaded unedited, changed, run by its stock entry."""
 from .config_file import ENTRIES, Experiment, load_experiment, run_config_file
+from .environment import import_environment
+from .options import apply_options
 from .overrides import apply_overrides, switch_cache_on
 
-__all__ = ['ENTRIES', 'Experiment', 'apply_overrides', 'load_experiment', 'run_config_file', 'switch_cache_on']
+__all__ = [
+    'ENTRIES',
+    'Experiment',
+    'apply_options',
+    'apply_overrides',
+    'import_environment',
+    'load_experiment',
+    'run_config_file',
+    'switch_cache_on',
+]

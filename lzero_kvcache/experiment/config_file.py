@@ -1,8 +1,8 @@
 import inspect
 import runpy
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from os.path import relpath
@@ -11,6 +11,9 @@ from typing import Any, Optional
 from unittest.mock import patch
 
 from easydict import EasyDict
+
+from .ended_early import keep_what_is_there
+from .nearest_file import existing_config, unizero_neighbours
 
 # LightZero's entries that train the policies which this package is for.
 ENTRIES = ('train_unizero', 'train_unizero_segment')
@@ -28,6 +31,7 @@ class Experiment:
         - seed (:obj:`int`): The random seed.
         - max_env_step (:obj:`Optional[int]`): Environment steps to collect, at most; None: the entry's default.
         - model_path (:obj:`Optional[str]`): A checkpoint to begin with.
+        - notes (:obj:`Tuple[str, ...]`): What will not be as the config file says, a sentence each.
     """
     main_config: EasyDict
     create_config: EasyDict
@@ -35,11 +39,13 @@ class Experiment:
     seed: int = 0
     max_env_step: Optional[int] = None
     model_path: Optional[str] = None
+    notes: tuple[str, ...] = ()
 
     def run(self, exp_name: str) -> None:
         """
         Overview:
-            Run it by its stock entry.
+            Run it by its stock entry. A run that is interrupted or fails saves a checkpoint and its last statistics, as
+            one that ends does.
         Arguments:
             - exp_name (:obj:`str`): The folder of the run. DI-engine writes beside a folder that is there already.
         """
@@ -49,9 +55,10 @@ class Experiment:
         # DI-engine puts './' before it, which would make an absolute path a relative one.
         main_config.exp_name = relpath(exp_name)
         limits = {} if self.max_env_step is None else dict(max_env_step=self.max_env_step)
-        getattr(lzero.entry, self.entry)(
-            [main_config, deepcopy(self.create_config)], seed=self.seed, model_path=self.model_path, **limits
-        )
+        with keep_what_is_there():
+            getattr(lzero.entry, self.entry)(
+                [main_config, deepcopy(self.create_config)], seed=self.seed, model_path=self.model_path, **limits
+            )
 
 
 class _EntryCalled(BaseException):
@@ -63,13 +70,14 @@ class _EntryCalled(BaseException):
         self.arguments = arguments
 
 
-def load_experiment(path: Path) -> Experiment:
+def load_experiment(path: Path, arguments: Sequence[str] = ()) -> Experiment:
     """
     Overview:
         Find out what a config file would run: it is executed as a script up to the point where it calls one of
         LightZero's entries. A file that calls none defines ``main_config`` and ``create_config``.
     Arguments:
         - path (:obj:`Path`): A config file of LightZero's zoo, of ``configs/``, or one's own.
+        - arguments (:obj:`Sequence[str]`): Of the file's own command line, e.g. ``['--seed', '1']``.
     Returns:
         - experiment (:obj:`Experiment`): Copies of its configs.
     Raises:
@@ -77,7 +85,7 @@ def load_experiment(path: Path) -> Experiment:
     """
     try:
         with _entries_replaced():
-            names = run_config_file(path, '__main__')
+            names = run_config_file(path, '__main__', arguments)
     except _EntryCalled as call:
         return _checked(path, _of_call(path, call))
     missing = [name for name in ('main_config', 'create_config') if name not in names]
@@ -86,6 +94,9 @@ def load_experiment(path: Path) -> Experiment:
             f"{path} defines no {' and no '.join(missing)} and calls none of LightZero's entries: needed is a config "
             'file like those in zoo/atari/config or configs/'
         )
+    for name in ('main_config', 'create_config'):
+        if not isinstance(names[name], Mapping):
+            raise ValueError(f'{path}: {name} is {names[name]!r}: allowed is a dict')
     return _checked(path, experiment_of(names))
 
 
@@ -106,7 +117,7 @@ def experiment_of(names: dict[str, Any]) -> Experiment:
     )
 
 
-def run_config_file(path: Path, run_name: str = 'config') -> dict[str, Any]:
+def run_config_file(path: Path, run_name: str = 'config', arguments: Sequence[str] = ()) -> dict[str, Any]:
     """
     Overview:
         Execute a config file.
@@ -114,23 +125,20 @@ def run_config_file(path: Path, run_name: str = 'config') -> dict[str, Any]:
         - path (:obj:`Path`): The file. The folder that it lies in, or the one that holds its package, is put on
             ``sys.path``.
         - run_name (:obj:`str`): Its ``__name__``.
+        - arguments (:obj:`Sequence[str]`): Of its command line.
     Returns:
         - names (:obj:`Dict[str, Any]`): Its global names.
     Raises:
         - ValueError: If there is no such file, or it fails.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(
-            f'{path} is no file: needed is the path of a config file, e.g. configs/cartpole_unizero_config.py'
-        )
+    path = existing_config(Path(path))
     root = path.resolve().parent
     while (root / '__init__.py').exists():
         root = root.parent
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     try:
-        with patch.object(sys, 'argv', [str(path)]):
+        with patch.object(sys, 'argv', [str(path), *arguments]):
             return runpy.run_path(str(path), run_name=run_name)
     except Exception as error:
         raise ValueError(f'{path} cannot be executed: {type(error).__name__}: {error}') from error
@@ -140,6 +148,7 @@ def run_config_file(path: Path, run_name: str = 'config') -> dict[str, Any]:
 
 @contextmanager
 def _entries_replaced() -> Iterator[None]:
+    import ding.utils
     import lzero.entry
 
     def replacement(name: str) -> Any:
@@ -152,18 +161,26 @@ def _entries_replaced() -> Iterator[None]:
 
     names = [name for name in vars(lzero.entry) if name.startswith(('train_', 'eval_'))
              and inspect.isfunction(getattr(lzero.entry, name))]
-    with patch.multiple(lzero.entry, **{name: replacement(name) for name in names}):
+    calls = {name: replacement(name) for name in names}
+    # Configs for several processes open a process group before they call the entry.
+    with patch.multiple(lzero.entry, **calls), patch.object(ding.utils, 'DDPContext', nullcontext):
         yield
 
 
 def _of_call(path: Path, call: _EntryCalled) -> Experiment:
     if call.entry not in ENTRIES:
-        raise ValueError(f"{path} calls {call.entry}: the cache is for {' and '.join(ENTRIES)}")
+        raise ValueError(
+            f"{path} calls {call.entry}: the cache is for {' and '.join(ENTRIES)}{unizero_neighbours(path)}"
+        )
     arguments = call.arguments
     main_config, create_config = deepcopy(arguments['input_cfg'])
+    notes = [
+        f'{path} passes {name} to {call.entry}, which has no effect here.'
+        for name in arguments if name not in ('input_cfg', 'seed', 'max_env_step', 'model_path')
+    ]
     return Experiment(
         EasyDict(main_config), EasyDict(create_config), call.entry, arguments.get('seed', 0),
-        arguments.get('max_env_step'), arguments.get('model_path'),
+        arguments.get('max_env_step'), arguments.get('model_path'), tuple(notes),
     )
 
 
@@ -172,5 +189,12 @@ def _checked(path: Path, experiment: Experiment) -> Experiment:
     if policy_type not in POLICY_TYPES:
         raise ValueError(
             f"{path}: create_config.policy.type is {policy_type!r}: the cache is for {' and '.join(POLICY_TYPES)}"
+            f'{unizero_neighbours(path)}'
         )
+    policy = experiment.main_config.get('policy', {})
+    if not isinstance(policy.get('model', {}).get('world_model_cfg'), Mapping):
+        raise ValueError(f'{path}: main_config.policy.model.world_model_cfg is missing, which {experiment.entry} needs')
+    if policy.get('multi_gpu'):
+        policy.multi_gpu = False
+        experiment.notes += (f'{path} is meant for several processes, each with a GPU: it runs in one.', )
     return experiment

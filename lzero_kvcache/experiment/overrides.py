@@ -3,12 +3,13 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Optional
 
-from ding.utils import POLICY_REGISTRY
+from ding.utils import ENV_REGISTRY, POLICY_REGISTRY
 from easydict import EasyDict
 
 from ..checks import choices
 from ..config import KVCacheConfig
 from .config_file import Experiment
+from .environment import import_environment
 
 PLUGIN = 'lzero_kvcache.plugin'
 STOCK_POLICIES = ('lzero.policy.unizero', 'lzero.policy.sampled_unizero')
@@ -49,28 +50,36 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any], key_pa
         - experiment (:obj:`Experiment`): Changed in place.
         - overrides (:obj:`Mapping`): ``kv_cache`` (a dict, or None for the stock code), ``policy`` and ``env`` (dicts
             to be merged into ``main_config``'s), ``create_config`` (a dict to be merged into it).
-        - key_path (:obj:`str`): Where the overrides stand, for error messages.
+        - key_path (:obj:`str`): Where the overrides stand, for error messages; '' for key paths of their own.
     Raises:
-        - ValueError: On a key that neither the config nor the policy's defaults have, and as ``switch_cache_on``.
+        - ValueError: On a key that neither the config nor the defaults of policy or environment have, and as
+            ``switch_cache_on``.
     """
+    prefix = f'{key_path}.' if key_path else ''
     if not isinstance(overrides, Mapping):
         raise ValueError(f"{key_path} is {overrides!r}: allowed is a dict such as dict(kv_cache=dict(strategy='lru'))")
     for room, changes in overrides.items():
         if room not in ROOMS:
-            raise ValueError(f'{key_path}.{room} is {changes!r}, but there is no such key: {choices(room, ROOMS)}')
+            raise ValueError(f'{prefix}{room} is {changes!r}, but there is no such key: {choices(room, ROOMS)}')
         if not isinstance(changes, Mapping) and not (room == 'kv_cache' and changes is None):
-            raise ValueError(f'{key_path}.{room} is {changes!r}: allowed is a dict of what changes')
+            raise ValueError(f'{prefix}{room} is {changes!r}: allowed is a dict of what changes')
     if 'kv_cache' in overrides:
         switch_cache_on(experiment, overrides['kv_cache'])
     main_config = experiment.main_config
     if 'policy' in overrides:
         import_module(PLUGIN)
         defaults = POLICY_REGISTRY.get(experiment.create_config.policy.type).default_config()
-        _merge(main_config.policy, overrides['policy'], defaults, f'{key_path}.policy')
+        _merge(main_config.policy, overrides['policy'], defaults, f'{prefix}policy')
     if 'env' in overrides:
-        _merge(main_config.env, overrides['env'], None, f'{key_path}.env')
+        _merge(main_config.env, overrides['env'], _env_defaults(experiment), f'{prefix}env')
     if 'create_config' in overrides:
-        _merge(experiment.create_config, overrides['create_config'], None, f'{key_path}.create_config')
+        _merge(experiment.create_config, overrides['create_config'], None, f'{prefix}create_config')
+
+
+def _env_defaults(experiment: Experiment) -> Mapping[str, Any]:
+    env = experiment.create_config.env
+    import_environment(experiment)
+    return ENV_REGISTRY.get(env.type).default_config()
 
 
 def _merge(config: EasyDict, changes: Mapping[str, Any], defaults: Optional[Mapping], key_path: str) -> None:

@@ -31,7 +31,8 @@ class KVCachePolicyMixin:
         if self._kv_cache_world_model is not None:
             self._kv_cache_statistics = StatisticsReporter(
                 self._kv_cache_world_model.kv_cache_inference,
-                self._kv_cache_world_model.kv_cache_manager.config.log_interval
+                self._kv_cache_world_model.kv_cache_manager.config.log_interval,
+                cfg.use_wandb,
             )
             self._kv_cache_steps = {'collect': EpisodeSteps(), 'eval': EpisodeSteps()}
             self._kv_cache_is_searching = False

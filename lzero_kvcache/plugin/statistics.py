@@ -1,6 +1,8 @@
 import logging
 from typing import Any, Callable, Optional
+from weakref import WeakSet
 
+import wandb
 from ding.worker.learner.learner_hook import LearnerHook, register_learner_hook
 from easydict import EasyDict
 
@@ -13,24 +15,29 @@ StepListener = Callable[[str, int, Any], None]
 # and the world model's ``kv_cache_inference`` (None where the stock code runs), and after each learner step with
 # 'learn', 0 and None.
 step_listeners: list[StepListener] = []
+# DI-engine's learners of the runs that go on in this process.
+running_learners: WeakSet = WeakSet()
 
 
 class StatisticsReporter:
     """
     Overview:
-        Tells collect from eval in the pools' statistics and reports both: a log line and TensorBoard scalars over the
-        environment steps collected so far. ``kv_cache/<phase>_<pool>/{hit_rate,misses,evictions,entries}`` count since
-        the phase's last point, ``kv_cache/<pool>/...`` both phases since the run began, as do
+        Tells collect from eval in the pools' statistics and reports both: a log line, and scalars over the environment
+        steps collected so far, to TensorBoard and, where the run uses it, to Weights & Biases.
+        ``kv_cache/<phase>_<pool>/{hit_rate,misses,evictions,entries}`` count since the phase's last point,
+        ``kv_cache/<pool>/...`` both phases since the run began, as do
         ``kv_cache/roots/{mean_context_length,cold_starts}`` and ``kv_cache/rebuilds/{restored,contexts,tokens}``.
     Arguments:
         - inference (:obj:`Union[ManagedInference, ValidatedInference]`): The world model's, with the pools.
         - log_interval (:obj:`int`): Searches between two log lines and two points; a phase that ends writes a point,
             too.
+        - use_wandb (:obj:`bool`): The policy's.
     """
 
-    def __init__(self, inference: Any, log_interval: int) -> None:
+    def __init__(self, inference: Any, log_interval: int, use_wandb: bool = False) -> None:
         self.tb_logger: Any = None
         self.env_steps = 0
+        self._use_wandb = use_wandb
         self._inference = inference
         self._manager = inference.manager
         self._log_interval = log_interval
@@ -75,25 +82,29 @@ class StatisticsReporter:
         pending = self._pending.pop(self._phase, None)
         if pending is None or self.tb_logger is None:
             return
+        scalars = {
+            'roots/mean_context_length': self._inference.root_stats.mean_context_length,
+            'roots/cold_starts': self._inference.root_stats.cold_starts,
+            'rebuilds/restored': self._inference.rebuild_stats.restored,
+            'rebuilds/contexts': self._inference.rebuild_stats.rebuilds,
+            'rebuilds/tokens': self._inference.rebuild_stats.tokens,
+        }
         for kind, total in self._seen.items():
-            self._write(f'kv_cache/{kind}', kind, total)
-            self._write(f'kv_cache/{self._phase}_{kind}', kind, pending[kind])
-        for tag, number in (
-                ('roots/mean_context_length', self._inference.root_stats.mean_context_length),
-                ('roots/cold_starts', self._inference.root_stats.cold_starts),
-                ('rebuilds/restored', self._inference.rebuild_stats.restored),
-                ('rebuilds/contexts', self._inference.rebuild_stats.rebuilds),
-                ('rebuilds/tokens', self._inference.rebuild_stats.tokens),
-        ):
-            self.tb_logger.add_scalar(f'kv_cache/{tag}', number, self.env_steps)
+            for room, stats in ((kind, total), (f'{self._phase}_{kind}', pending[kind])):
+                scalars.update({
+                    f'{room}/hit_rate': stats.hit_rate, f'{room}/misses': stats.misses,
+                    f'{room}/evictions': stats.evictions, f'{room}/entries': self._entries[kind],
+                })
+        self._write({f'kv_cache/{tag}': number for tag, number in scalars.items()})
+
+    def _write(self, scalars: dict[str, float]) -> None:
+        for tag, number in scalars.items():
+            self.tb_logger.add_scalar(tag, number, self.env_steps)
         # The stock entries leave the writer open, and a process that ends loses what it has not written.
         self.tb_logger.flush()
-
-    def _write(self, tag: str, kind: str, stats: CacheStats) -> None:
-        self.tb_logger.add_scalar(f'{tag}/hit_rate', stats.hit_rate, self.env_steps)
-        self.tb_logger.add_scalar(f'{tag}/misses', stats.misses, self.env_steps)
-        self.tb_logger.add_scalar(f'{tag}/evictions', stats.evictions, self.env_steps)
-        self.tb_logger.add_scalar(f'{tag}/entries', self._entries[kind], self.env_steps)
+        if self._use_wandb and wandb.run is not None:
+            # LightZero's steps there are environment steps, too, and what goes to an earlier step is dropped.
+            wandb.log(scalars, step=max(self.env_steps, wandb.run.step))
 
     def finish(self) -> None:
         """
@@ -119,7 +130,7 @@ class RunHook(LearnerHook):
     """
     Overview:
         Hands the run's TensorBoard writer to the policy when a run begins, lets the last point be written when it ends,
-        and tells ``step_listeners`` of each learner step.
+        tells ``step_listeners`` of each learner step, and keeps ``running_learners``.
     """
 
     def __init__(self, *args: Any, ext_args: EasyDict, **kwargs: Any) -> None:
@@ -132,17 +143,21 @@ class RunHook(LearnerHook):
         Arguments:
             - learner (:obj:`BaseLearner`): The learner of the run.
         """
-        if self.position == 'after_iter':
+        reporter = learner.policy.get_attribute('kv_cache_statistics')
+        if self.position == 'before_run':
+            running_learners.add(learner)
+            if reporter is not None:
+                reporter.tb_logger = learner.tb_logger
+        elif self.position == 'after_iter':
+            if reporter is not None and learner.collector_envstep >= 0:
+                # Steps that the random policy has collected took no search.
+                reporter.env_steps = learner.collector_envstep
             for listener in list(step_listeners):
                 listener('learn', 0, None)
-            return
-        reporter = learner.policy.get_attribute('kv_cache_statistics')
-        if reporter is None:
-            return
-        if self.position == 'before_run':
-            reporter.tb_logger = learner.tb_logger
         else:
-            reporter.finish()
+            running_learners.discard(learner)
+            if reporter is not None:
+                reporter.finish()
 
 
 register_learner_hook('kv_cache', RunHook)

@@ -1,0 +1,106 @@
+import os
+import traceback
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Optional
+
+import click
+
+INTERRUPTED = 130
+
+
+@click.command()
+@click.argument('config', type=click.Path(path_type=Path))
+@click.argument('config_arguments', nargs=-1, type=click.UNPROCESSED)
+@click.option('--strategy', help="Eviction strategy of all pools.  [default: the config's, or fifo]")
+@click.option('--recur-pool-size', type=click.IntRange(1), help="Entries of the search nodes' pool.")
+@click.option('--mode', type=click.Choice(('managed', 'legacy', 'validate')),
+              help="This cache, the stock code, or both compared.  [default: the config's, or managed]")
+@click.option('--set', 'assignments', multiple=True, metavar='KEY.PATH=VALUE',
+              help='Change an entry of policy, env, kv_cache or create_config; once for each: '
+                   '--set policy.num_simulations=25')
+@click.option('--seed', type=int, help="Random seed.  [default: the config's]")
+@click.option('--max-env-step', type=click.IntRange(1), help="Environment steps to collect.  [default: the config's]")
+@click.option('--checkpoint', type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help='A checkpoint whose weights the run begins with.')
+@click.option('--exp-name', type=click.Path(path_type=Path),
+              help="Folder of the run.  [default: the config's, and the time]")
+@click.option('--cpu', is_flag=True, help='Leave a GPU alone. Without one the CPU is used anyway.')
+def run(
+        config: Path, config_arguments: tuple[str, ...], assignments: tuple[str, ...], strategy: Optional[str],
+        recur_pool_size: Optional[int], mode: Optional[str], seed: Optional[int], max_env_step: Optional[int],
+        checkpoint: Optional[Path], exp_name: Optional[Path], cpu: bool
+) -> None:
+    """
+    Train by a LightZero config file, unedited, with the cache on.
+
+    CONFIG is any config file for UniZero or Sampled UniZero: your own, or one of LightZero's, e.g.
+    zoo/atari/config/atari_unizero_config.py. Arguments that the file itself takes come after "--", e.g.
+    "-- --env BreakoutNoFrameskip-v4".
+    """
+    if cpu:
+        # Before PyTorch looks for one: the stock entries ask PyTorch, not the config.
+        os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    from ..output import output_to
+
+    refusal = None
+    # What importing LightZero prints is of no use.
+    with TemporaryDirectory() as folder, output_to(Path(folder) / 'loading.log') as screen:
+        with screen.status(f'Loading LightZero and {config} ...'):
+            from ..experiment import apply_options, import_environment, load_experiment
+            try:
+                experiment = load_experiment(config, config_arguments)
+                apply_options(experiment, assignments, strategy, recur_pool_size, mode)
+                import_environment(experiment)
+            except ValueError as error:
+                refusal = error
+    if refusal is not None:
+        raise click.ClickException(str(refusal))
+    experiment.seed = experiment.seed if seed is None else seed
+    experiment.max_env_step = max_env_step or experiment.max_env_step
+    experiment.model_path = experiment.model_path if checkpoint is None else str(checkpoint)
+    for note in experiment.notes:
+        click.echo(note)
+    _train(experiment, exp_name or Path(f'{experiment.main_config.exp_name}_{datetime.now():%y%m%d_%H%M%S}'))
+
+
+def _train(experiment: Any, folder: Path) -> None:
+    from ..experiment.run_folder import check_new_folder, disk_is_full, log_file
+    from ..progress import run_progress
+
+    try:
+        check_new_folder(folder)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    click.echo(f'Training by {experiment.entry}, seed {experiment.seed}, in {folder}')
+    try:
+        with run_progress(str(folder), experiment.max_env_step):
+            try:
+                experiment.run(str(folder))
+            except Exception:
+                traceback.print_exc()
+                raise
+    except KeyboardInterrupt:
+        click.echo(_kept(folder))
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        reason = f'{type(error).__name__}: {error}'
+        if disk_is_full(folder):
+            reason = f'the disk that holds {folder.resolve().parent} is full'
+        raise click.ClickException(
+            f'the run has failed: {reason}\n{_kept(folder)}\nAll of its output: {log_file(folder)}'
+        ) from error
+
+
+def _kept(folder: Path) -> str:
+    from ..experiment.run_folder import newest_checkpoint
+
+    try:
+        checkpoint = newest_checkpoint(folder)
+    except FileNotFoundError as error:
+        return f'Nothing is kept: {error}.'
+    return (
+        f'Kept: {checkpoint}; TensorBoard: tensorboard --logdir {folder}/log\n'
+        f'"--checkpoint {checkpoint}" goes on with its weights, but with an empty replay buffer.'
+    )

@@ -1,0 +1,108 @@
+"""Environments, each in a process of its own: a graphics library that fails may end the process."""
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Optional
+
+from .finding import OK, WARNING, Finding
+
+SECONDS_AT_MOST = 120
+ROMS = (
+    'pip download --no-deps --dest roms ale-py==0.10.1 && python -m zipfile -e roms/ale_py-0.10.1-*.whl roms '
+    '&& ale-import-roms roms/ale_py/roms'
+)
+GRAPHICS_LIBRARIES = ('egl', 'osmesa', 'glfw')
+
+STEP_PONG = '''
+import gymnasium
+env = gymnasium.make('PongNoFrameskip-v4')
+env.reset(seed=0)
+observation = env.step(env.action_space.sample())[0]
+import ale_py, cv2
+cv2.resize(observation, (64, 64))
+print(f'Pong steps, ale-py {ale_py.__version__}, OpenCV {cv2.__version__}')
+'''
+STEP_CARTPOLE = '''
+from importlib.metadata import version
+from dm_control import suite
+env = suite.load('cartpole', 'swingup')
+env.reset()
+env.step(env.action_spec().minimum)
+print(f"cartpole-swingup steps, dm-control {version('dm-control')}, mujoco {version('mujoco')}")
+'''
+RENDER = '''
+import mujoco
+model = mujoco.MjModel.from_xml_string(
+    '<mujoco><worldbody><light pos="0 0 3"/><geom size="1"/></worldbody></mujoco>')
+data = mujoco.MjData(model)
+mujoco.mj_forward(model, data)
+renderer = mujoco.Renderer(model, 48, 64)
+renderer.update_scene(data)
+assert renderer.render().std() > 0, 'a sphere under a light gives an empty picture'
+print('pixels')
+'''
+
+
+def atari() -> list[Finding]:
+    """
+    Overview:
+        Does Pong take a step, with a real ROM, and is there OpenCV, which LightZero's wrappers resize frames with?
+    """
+    done, last_line = _run(STEP_PONG)
+    if done:
+        return [Finding('Atari', OK, last_line)]
+    if 'ROM' in last_line:
+        mend = 'make roms' if Path('Makefile').exists() and Path('lzero_kvcache').exists() else ROMS
+    else:
+        mend = "pip install 'lzero-kvcache[atari]'"
+    return [Finding('Atari', WARNING, last_line, mend)]
+
+
+def dm_control() -> list[Finding]:
+    """
+    Overview:
+        Does a task of DeepMind's Control Suite take a step?
+    """
+    if find_spec('dm_control') is None:
+        return []
+    done, last_line = _run(STEP_CARTPOLE)
+    if done:
+        return [Finding('dm-control', OK, last_line)]
+    return [Finding('dm-control', WARNING, last_line, "pip install 'lzero-kvcache[dmc]'")]
+
+
+def rendering() -> list[Finding]:
+    """
+    Overview:
+        Can MuJoCo render pixels, with the graphics library that ``MUJOCO_GL`` names, or with another one?
+    """
+    if find_spec('mujoco') is None:
+        return []
+    chosen = os.environ.get('MUJOCO_GL')
+    setting = f'MUJOCO_GL={chosen}' if chosen else 'MUJOCO_GL not set'
+    done, last_line = _run(RENDER)
+    if done:
+        return [Finding('rendering', OK, f'MuJoCo renders pixels, {setting}')]
+    working = [library for library in GRAPHICS_LIBRARIES if library != chosen and _run(RENDER, library)[0]]
+    if working:
+        return [Finding('rendering', WARNING, f'{last_line}, {setting}', f'export MUJOCO_GL={working[0]}')]
+    return [Finding(
+        'rendering', WARNING, f'{last_line}, {setting}', 'apt-get install libegl1 && export MUJOCO_GL=egl'
+    )]
+
+
+def _run(code: str, graphics_library: Optional[str] = None) -> tuple[bool, str]:
+    environment = dict(os.environ, **({'MUJOCO_GL': graphics_library} if graphics_library else {}))
+    try:
+        completed = subprocess.run(
+            [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env=environment,
+            timeout=SECONDS_AT_MOST,
+        )
+    except subprocess.TimeoutExpired:
+        return False, f'no answer within {SECONDS_AT_MOST} s'
+    if completed.returncode == 0:
+        return True, completed.stdout.splitlines()[-1]
+    lines = completed.stderr.strip().splitlines()
+    return False, lines[-1] if lines else f'ended with status {completed.returncode}'

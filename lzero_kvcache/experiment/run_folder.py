@@ -1,0 +1,60 @@
+"""The folder that a run writes to."""
+import shutil
+from pathlib import Path
+
+ALMOST_NOTHING = 2 ** 20
+
+
+def check_new_folder(folder: Path) -> None:
+    """
+    Overview:
+        Make sure that a run can have a folder of its own.
+    Arguments:
+        - folder (:obj:`Path`): It and its log file, ``<folder>.log``, must not be there yet: DI-engine would write
+            elsewhere.
+    Raises:
+        - ValueError: If one is, or if nothing can be written there.
+    """
+    for path in (folder, log_file(folder)):
+        if path.exists():
+            raise ValueError(f'{path} is there already, perhaps from a former run: choose another folder')
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        log_file(folder).touch()
+    except OSError as error:
+        raise ValueError(f'{folder} cannot be written: {error.strerror}: {error.filename}') from error
+
+
+def log_file(folder: Path) -> Path:
+    """
+    Overview:
+        Where the output of LightZero goes.
+    Arguments:
+        - folder (:obj:`Path`): The run's.
+    """
+    return Path(f'{folder}.log')
+
+
+def newest_checkpoint(folder: Path) -> Path:
+    """
+    Overview:
+        The checkpoint of a run that was written last.
+    Arguments:
+        - folder (:obj:`Path`): The run's.
+    Raises:
+        - FileNotFoundError: If there is none.
+    """
+    checkpoints = list(folder.glob('ckpt/*.pth.tar'))
+    if not checkpoints:
+        raise FileNotFoundError(f'{folder}/ckpt has no checkpoint')
+    return max(checkpoints, key=lambda path: path.stat().st_mtime)
+
+
+def disk_is_full(folder: Path) -> bool:
+    """
+    Overview:
+        Whether less than a mebibyte can be written beside a run.
+    Arguments:
+        - folder (:obj:`Path`): The run's.
+    """
+    return shutil.disk_usage(folder.parent).free < ALMOST_NOTHING
