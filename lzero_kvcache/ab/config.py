@@ -3,6 +3,7 @@ import pickle
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from numbers import Integral
@@ -11,9 +12,10 @@ from typing import Any, Optional
 
 from ..checks import check_count, choices
 from ..config import KEY_PATH, KVCacheConfig
-from ..experiment import Experiment, apply_overrides, run_config_file, switch_cache_on
+from ..experiment import Experiment, apply_overrides, import_environment, run_config_file, switch_cache_on
 from ..experiment.config_file import POLICY_TYPES, experiment_of
 from ..experiment.overrides import PLUGIN
+from .buildable import check_buildable
 from .spec import TrialSpec
 
 NEEDED = ('main_config', 'create_config', 'arms', 'seeds')
@@ -33,6 +35,7 @@ class ABConfig:
         - seeds (:obj:`List[int]`): The random seeds.
         - max_env_step (:obj:`int`): Environment steps of each trial.
         - import_path (:obj:`List[str]`): Folders in which modules are found.
+        - notes (:obj:`Tuple[str, ...]`): What will not be as the file says, a sentence each.
     """
     path: Path
     title: str
@@ -41,6 +44,7 @@ class ABConfig:
     seeds: list[int]
     max_env_step: int
     import_path: list[str]
+    notes: tuple[str, ...] = ()
 
     def specs(self, arms: Optional[Sequence[str]] = None, seeds: Optional[Sequence[int]] = None) -> list[TrialSpec]:
         """
@@ -118,12 +122,13 @@ def load_ab_config(path: Path, max_env_step: Optional[int] = None) -> ABConfig:
             f'{path} defines no max_env_step: how many environment steps shall each trial collect? Define it there, or '
             'give --max-env-step'
         )
-    base = experiment_of(names)
+    base = experiment_of(path, names)
     overrides = _checked_arms(path, names['arms'])
     config = ABConfig(
         path, str(names.get('title', path.stem)), overrides,
         {arm: _experiment(base, arm, changes) for arm, changes in overrides.items()},
-        _checked_seeds(path, names['seeds']), check_count(steps, 'max_env_step', 'environment steps'), import_path
+        _checked_seeds(path, names['seeds']), check_count(steps, 'max_env_step', 'environment steps'), import_path,
+        base.notes
     )
     for spec in config.specs():
         _check_travels(path, spec)
@@ -168,17 +173,20 @@ def _checked_seeds(path: Path, seeds: Any) -> list[int]:
 
 def _experiment(base: Experiment, arm: str, overrides: Mapping[str, Any]) -> Experiment:
     key_path = f'arms[{arm!r}]'
-    experiment = experiment_of(vars(base))
+    experiment = deepcopy(base)
     try:
         apply_overrides(experiment, overrides, key_path)
         policy_type = experiment.create_config.policy.type
         if policy_type not in POLICY_TYPES:
-            raise ValueError(f'{key_path}: create_config.policy.type is {policy_type!r}: '
+            raise ValueError(f'create_config.policy.type is {policy_type!r}: '
                              f'{choices(policy_type, POLICY_TYPES)}')
         _use_plugin(experiment)
+        import_environment(experiment)
+        check_buildable(experiment, key_path)
     except ValueError as error:
         # The cache's own checks name the place in the config, which an arm's author has not written.
-        raise ValueError(str(error).replace(KEY_PATH, f'{key_path}.kv_cache')) from error
+        text = str(error).replace(KEY_PATH, f'{key_path}.kv_cache')
+        raise ValueError(text if text.startswith(key_path) else f'{key_path}: {text}') from error
     return experiment
 
 

@@ -150,7 +150,7 @@ def _bring_home(reference: Any, spec: TrialSpec, folder: RunFolder) -> Event:
     if outcome.files is not None:
         _write_files(outcome.files, spec, trial_folder)
         if outcome.left_out:
-            notes = (f"{spec.name} ran on {outcome.host}, too large to be brought here: {', '.join(outcome.left_out)}", )
+            notes = (f"{spec.name} ran on {outcome.host}. Too large to be brought here: {', '.join(outcome.left_out)}",)
     return Event(spec, ended=True, error=outcome.error, notes=notes)
 
 

@@ -96,7 +96,9 @@ def write_outcome(
 
 def _end_with_stdin() -> None:
     def wait() -> None:
-        sys.stdin.buffer.read()
+        # Not by sys.stdin, which the interpreter could not close while this thread reads.
+        while os.read(0, 1):
+            pass
         # Environments may run in processes of the trial's own, which belong to its group.
         os.killpg(os.getpgrp(), signal.SIGKILL)
 

@@ -3,6 +3,7 @@ from typing import Any
 
 import click
 
+from .ab import ab
 from .bench import bench
 from .doctor import doctor
 from .run import run
@@ -42,5 +43,5 @@ def main() -> None:
     """UniZero's KV cache: managed, configurable, exact and fast."""
 
 
-for command in (run, doctor, bench):
+for command in (run, ab, doctor, bench):
     main.add_command(command)

@@ -68,7 +68,7 @@ def ab(
     if address and jobs:
         raise click.UsageError('--jobs is for this machine: on a cluster Ray runs as many trials as --threads allows')
     out = out or Path('data_ab') / config_path.stem
-    config = _checked(config_path, max_env_step)
+    config = _checked(config_path, max_env_step, arms)
     from rich.console import Console
 
     from ..ab import ABRun, DiskFullError, RunFolder
@@ -77,6 +77,8 @@ def ab(
     if not console.is_terminal:
         # Rich would take 80 columns, too few for the table.
         console = Console(width=120)
+    for note in config.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     folder = RunFolder(out)
     try:
         with folder.locked():
@@ -101,7 +103,7 @@ def ab(
         )
 
 
-def _checked(config_path: Path, max_env_step: Optional[int]) -> Any:
+def _checked(config_path: Path, max_env_step: Optional[int], arms: Optional[list]) -> Any:
     import logging
 
     from ..output import output_to
@@ -114,6 +116,7 @@ def _checked(config_path: Path, max_env_step: Optional[int]) -> Any:
 
             try:
                 config = load_ab_config(config_path, max_env_step)
+                config.specs(arms)
             except ValueError as error:
                 refusal = error
     if refusal is not None:

@@ -94,27 +94,30 @@ def load_experiment(path: Path, arguments: Sequence[str] = ()) -> Experiment:
             f"{path} defines no {' and no '.join(missing)} and calls none of LightZero's entries: needed is a config "
             'file like those in zoo/atari/config or configs/'
         )
-    for name in ('main_config', 'create_config'):
-        if not isinstance(names[name], Mapping):
-            raise ValueError(f'{path}: {name} is {names[name]!r}: allowed is a dict')
-    return _checked(path, experiment_of(names))
+    return experiment_of(path, names)
 
 
-def experiment_of(names: dict[str, Any]) -> Experiment:
+def experiment_of(path: Path, names: Mapping[str, Any]) -> Experiment:
     """
     Overview:
         What a config file without a call means.
     Arguments:
-        - names (:obj:`Dict[str, Any]`): Its global names: ``main_config``, ``create_config`` and, if it likes,
+        - path (:obj:`Path`): The file.
+        - names (:obj:`Mapping[str, Any]`): Its global names: ``main_config``, ``create_config`` and, if it likes,
             ``max_env_step``.
     Returns:
         - experiment (:obj:`Experiment`): Copies of its configs.
+    Raises:
+        - ValueError: If it is not for UniZero or Sampled UniZero.
     """
+    for name in ('main_config', 'create_config'):
+        if not isinstance(names[name], Mapping):
+            raise ValueError(f'{path}: {name} is {names[name]!r}: allowed is a dict')
     main_config = EasyDict(deepcopy(names['main_config']))
     entry = 'train_unizero_segment' if 'num_segments' in main_config.get('policy', {}) else 'train_unizero'
-    return Experiment(
+    return _checked(path, Experiment(
         main_config, EasyDict(deepcopy(names['create_config'])), entry, max_env_step=names.get('max_env_step')
-    )
+    ))
 
 
 def run_config_file(path: Path, run_name: str = 'config', arguments: Sequence[str] = ()) -> dict[str, Any]:
