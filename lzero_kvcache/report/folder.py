@@ -1,0 +1,203 @@
+"""The folder of an A/B run, read with suspicion: whatever is missing is left out, whatever is broken is named."""
+import csv
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Optional
+
+import numpy as np
+
+from ..checks import choices
+from .metrics import METRICS
+
+STATUSES = ('done', 'failed')
+KINDS = {dict: 'an object', list: 'a list', int: 'a whole number', str: 'a text'}
+REQUIRED = object()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """
+    Overview:
+        One arm with one seed.
+    Arguments:
+        - arm (:obj:`str`): The arm.
+        - seed (:obj:`int`): The seed.
+        - status (:obj:`str`): 'done', 'failed' or 'unfinished'.
+        - error (:obj:`Optional[str]`): The last line of what failed.
+        - log (:obj:`Optional[str]`): The path of its output relative to the folder, if there is such a file.
+        - results (:obj:`Dict[str, float]`): The columns of ``results.csv`` that have a number.
+        - series (:obj:`Dict[str, np.ndarray]`): The columns of ``series.csv``, [rows] of float64, nan where empty.
+        - returns (:obj:`Dict[str, np.ndarray]`): Those of ``returns.csv``.
+    """
+    arm: str
+    seed: int
+    status: str
+    error: Optional[str] = None
+    log: Optional[str] = None
+    results: dict[str, float] = field(default_factory=dict)
+    series: dict[str, np.ndarray] = field(default_factory=dict)
+    returns: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ABRun:
+    """
+    Overview:
+        Everything that the report is about.
+    Arguments:
+        - title (:obj:`str`): The run's title.
+        - config (:obj:`Optional[str]`): The path of its config file.
+        - arms (:obj:`Dict[str, Any]`): The overrides of each arm.
+        - baseline (:obj:`str`): The arm that the others are compared to.
+        - seeds (:obj:`List[int]`): The seeds.
+        - max_env_step (:obj:`Optional[int]`): Environment steps of a trial.
+        - differences (:obj:`Dict[str, Dict[str, Any]]`): What differs between the arms' configs, by key path.
+        - machine (:obj:`Dict[str, Any]`): Processor and versions.
+        - started (:obj:`Optional[str]`): When it began.
+        - trials (:obj:`List[Trial]`): One for each arm and seed, in this order.
+        - notes (:obj:`List[str]`): What has been left out, and why.
+    """
+    title: str
+    config: Optional[str]
+    arms: dict[str, Any]
+    baseline: str
+    seeds: list[int]
+    max_env_step: Optional[int]
+    differences: dict[str, dict[str, Any]]
+    machine: dict[str, Any]
+    started: Optional[str]
+    trials: list[Trial]
+    notes: list[str]
+
+    def done(self, arm: str) -> list[Trial]:
+        """
+        Overview:
+            The trials of an arm that have come to their end.
+        Arguments:
+            - arm (:obj:`str`): The arm.
+        """
+        return [trial for trial in self.trials if trial.arm == arm and trial.status == 'done']
+
+    def values(self, key: str) -> dict[str, dict[int, float]]:
+        """
+        Overview:
+            One number of all trials that are done and have it.
+        Arguments:
+            - key (:obj:`str`): A column of ``results.csv``.
+        Returns:
+            - values (:obj:`Dict[str, Dict[int, float]]`): For each arm the numbers by seed.
+        """
+        return {
+            arm: {trial.seed: trial.results[key] for trial in self.done(arm) if key in trial.results}
+            for arm in self.arms
+        }
+
+
+def read_run(folder: Path) -> ABRun:
+    """
+    Overview:
+        Read what ``lzero-kvcache ab`` has written, whether or not it has come to its end.
+    Arguments:
+        - folder (:obj:`Path`): Its folder.
+    Returns:
+        - run (:obj:`ABRun`): The run.
+    Raises:
+        - ValueError: If it is no such folder, or a file in it is broken: which, where, and what is needed.
+    """
+    path = folder / 'ab.json'
+    if not path.is_file():
+        raise ValueError(f"{folder} has no ab.json: needed is a folder that 'lzero-kvcache ab' has written")
+    content = _read_json(path)
+    arms, seeds = _entry(path, content, 'arms', dict), _entry(path, content, 'seeds', list)
+    if not arms or not all(isinstance(seed, int) for seed in seeds):
+        raise ValueError(f'{path}: needed are at least one arm and whole numbers as seeds; there are {len(arms)} arms '
+                         f'and the seeds {seeds!r}')
+    baseline = _entry(path, content, 'baseline', str, next(iter(arms)))
+    if baseline not in arms:
+        raise ValueError(f'{path}: baseline is {baseline!r}: {choices(baseline, arms)}')
+    documents, notes = {}, []
+    for trial_path in sorted(folder.glob('trials/*/trial.json')):
+        document = _read_json(trial_path)
+        arm, seed = _entry(trial_path, document, 'arm', str), _entry(trial_path, document, 'seed', int)
+        if arm in arms and seed in seeds:
+            documents[arm, seed] = trial_path, document
+        else:
+            notes.append(f'{trial_path.parent.name} is left out: arm {arm!r} with seed {seed} is no part of the run as '
+                         'ab.json describes it.')
+    trials = [
+        _read_trial(folder, *documents[arm, seed]) if (arm, seed) in documents
+        else Trial(arm, seed, 'unfinished', log=_log(folder, folder / 'trials' / f'{arm}_seed{seed}'))
+        for arm in arms for seed in seeds
+    ]
+    differences = _entry(path, content, 'differences', dict, {})
+    return ABRun(
+        title=_entry(path, content, 'title', str, folder.name), config=_entry(path, content, 'config', str, None),
+        arms=arms, baseline=baseline, seeds=seeds, max_env_step=_entry(path, content, 'max_env_step', int, None),
+        differences={arm: _entry(path, differences, arm, dict, {}) for arm in arms},
+        machine=_entry(path, content, 'machine', dict, {}), started=_entry(path, content, 'started', str, None),
+        trials=trials, notes=notes
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, OSError) as error:
+        raise ValueError(f'{path} cannot be read as JSON: {error}') from error
+    if not isinstance(content, dict):
+        raise ValueError(f'{path} holds a {type(content).__name__}: needed is an object with named entries')
+    return content
+
+
+def _entry(path: Path, content: Mapping[str, Any], name: str, kind: type, default: Any = REQUIRED) -> Any:
+    value = content.get(name)
+    if value is None and default is not REQUIRED:
+        return default
+    if not isinstance(value, kind):
+        raise ValueError(f'{path}: {name} is {value!r}: needed is {KINDS[kind]}')
+    return value
+
+
+def _log(folder: Path, trial_folder: Path) -> Optional[str]:
+    log = trial_folder / 'output.log'
+    return log.relative_to(folder).as_posix() if log.is_file() else None
+
+
+def _read_trial(folder: Path, path: Path, document: Mapping[str, Any]) -> Trial:
+    status = document.get('status')
+    if status not in STATUSES:
+        raise ValueError(f'{path}: status is {status!r}: {choices(status, STATUSES)}')
+    results = _entry(path, document, 'result', dict, {})
+    numbers = {}
+    for metric in METRICS:
+        value = _number(path, metric.key, results.get(metric.key))
+        if np.isfinite(value):
+            numbers[metric.key] = value
+    return Trial(
+        document['arm'], document['seed'], status, _entry(path, document, 'error', str, None),
+        _log(folder, path.parent), numbers,
+        *(_read_columns(path.parent / name) for name in ('series.csv', 'returns.csv'))
+    )
+
+
+def _read_columns(path: Path) -> dict[str, np.ndarray]:
+    if not path.is_file():
+        return {}
+    with open(path, newline='', encoding='utf-8') as file:
+        reader = csv.DictReader(file, restval='')
+        rows = list(reader)
+        return {
+            name: np.array([_number(path, f'{name}, row {number}', row[name]) for number, row in enumerate(rows, 1)])
+            for name in reader.fieldnames or ()
+        }
+
+
+def _number(path: Path, place: str, value: Any) -> float:
+    if value is None or value == '':
+        return float('nan')
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{path}: {place} is {value!r}: needed is a number or nothing') from error

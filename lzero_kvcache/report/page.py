@@ -1,0 +1,122 @@
+import json
+import os
+import shlex
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Optional
+from urllib.parse import quote
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from . import sentences
+from .course import plots
+from .folder import ABRun, read_run
+from .metrics import METRICS
+from .panels import arm_styles, dots_panel, swatch
+from .statistics import COMFORTABLE_SEEDS, MINIMUM_SEEDS, Difference, difference, summarize
+
+REPORT = 'report.html'
+
+
+def write_report(folder: Path) -> Path:
+    """
+    Overview:
+        Write the report of an A/B run into its folder. Equal folders give equal reports.
+    Arguments:
+        - folder (:obj:`Path`): What ``lzero-kvcache ab`` has written, whether or not it has come to its end.
+    Returns:
+        - path (:obj:`Path`): ``folder / 'report.html'``.
+    Raises:
+        - ValueError: If it is no such folder, or a file in it is broken.
+    """
+    path = Path(folder) / REPORT
+    text = render(read_run(Path(folder)))
+    # Whoever has the former report open never loads half of this one.
+    temporary = path.with_name(f'.{REPORT}.{os.getpid()}')
+    temporary.write_bytes(text.encode('utf-8', 'replace'))
+    os.replace(temporary, path)
+    return path
+
+
+def render(run: ABRun) -> str:
+    """
+    Overview:
+        The page.
+    Arguments:
+        - run (:obj:`ABRun`): The run.
+    Returns:
+        - html (:obj:`str`): The whole document.
+    """
+    # Names and error lines come from config files and logs: whatever is not Markup is escaped.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True
+    )
+    environment.filters.update(quote=quote, literal=_literal, time=_time, breakable=_breakable)
+    shown = [metric for metric in METRICS if any(run.values(metric.key).values())]
+    styles = arm_styles(list(run.arms))
+    answers = sentences.answers(run)
+    return environment.get_template('report.html.jinja').render(
+        run=run, metrics=shown, answers=answers, headline=sentences.headline(answers), plots=plots(run, styles),
+        swatch=lambda place, arm: Markup(swatch(f'{place}-{list(run.arms).index(arm)}', styles[arm])),
+        dots=[
+            Markup(dots_panel(f'dots-{metric.key}', metric, run.values(metric.key), styles))
+            for metric in shown if metric.compared
+        ],
+        summaries={
+            metric.key: {arm: summarize(values.values()) for arm, values in run.values(metric.key).items()}
+            for metric in shown
+        },
+        differences=_differences(run), key_paths=sorted(set().union(*run.differences.values())),
+        broken=[trial for trial in run.trials if trial.status != 'done'],
+        command=f'lzero-kvcache ab {shlex.quote(run.config)}' if run.config else None,
+        minimum_seeds=MINIMUM_SEEDS, comfortable_seeds=COMFORTABLE_SEEDS,
+    )
+
+
+def _differences(run: ABRun) -> list[list[dict[str, Any]]]:
+    """For each metric a row for each arm but the baseline, with all that its cells say."""
+    groups = []
+    for metric in METRICS:
+        if not metric.compared:
+            continue
+        values = run.values(metric.key)
+        reference = values.pop(run.baseline)
+        compared = {arm: difference(numbers, reference) for arm, numbers in values.items()}
+        compared = {arm: changed for arm, changed in compared.items() if changed.count}
+        ends = [abs(end) for changed in compared.values() for end in (changed.low, changed.high, changed.mean)
+                if end is not None]
+        scale = max(ends, default=0) or 1
+        if compared:
+            groups.append([
+                dict(
+                    metric=metric, arm=arm, changed=changed, positions=_positions(changed, scale),
+                    interval=sentences.interval_text(metric, changed),
+                    relative=sentences.relative_text(metric, changed), verdict=sentences.short_verdict(metric, changed)
+                )
+                for arm, changed in compared.items()
+            ])
+    return groups
+
+
+def _positions(changed: Difference, scale: float) -> dict[str, Optional[float]]:
+    """Where the interval is drawn: from 0 to 100, zero in the middle."""
+    ends = dict(low=changed.low, mean=changed.mean, high=changed.high)
+    return {name: None if end is None else round(50 + 46 * end / scale, 1) for name, end in ends.items()}
+
+
+def _literal(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _breakable(key_path: str) -> Markup:
+    """A key path that a narrow cell breaks behind its dots."""
+    return Markup('.<wbr>').join(key_path.split('.'))
+
+
+def _time(iso: str) -> str:
+    try:
+        return f'{datetime.fromisoformat(iso):%d %B %Y, %H:%M %Z}'.strip(' ,')
+    except ValueError:
+        return iso

@@ -1,0 +1,192 @@
+"""What the numbers say, in plain words, and how sure that is."""
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Optional
+
+from .folder import ABRun
+from .metrics import METRIC, MINUS, Metric
+from .statistics import COMFORTABLE_SEEDS, MINIMUM_SEEDS, MOST_SEEDS, Difference, difference, summarize
+
+# What the first paragraph answers.
+QUESTIONS = {
+    'Return': 'return_last', 'Speed': 'env_steps_per_second', 'Hit rate': 'hit_rate_recur_pool',
+    'Memory of the cache': 'peak_cache_mb', 'Memory of the process': 'peak_memory_mb',
+}
+SUPERLATIVES = {'higher': 'highest', 'lower': 'lowest'}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """
+    Overview:
+        Which arm was best by one number.
+    Arguments:
+        - text (:obj:`str`): Some sentences.
+        - best, other (:obj:`Optional[str]`): The arm, and the one that it is compared to; None where there are no two.
+        - sure (:obj:`bool`): Whether the seeds tell them apart.
+    """
+    text: str
+    best: Optional[str] = None
+    other: Optional[str] = None
+    sure: bool = False
+
+
+def answers(run: ABRun) -> dict[str, Answer]:
+    """
+    Overview:
+        Which arm was best in what, and how sure that is.
+    Arguments:
+        - run (:obj:`ABRun`): The run.
+    Returns:
+        - answers (:obj:`Dict[str, Answer]`): One for each of ``QUESTIONS``.
+    """
+    return {question: answer(run, METRIC[key]) for question, key in QUESTIONS.items()}
+
+
+def headline(found: Mapping[str, Answer]) -> str:
+    """
+    Overview:
+        All answers in one or two sentences.
+    Arguments:
+        - found (:obj:`Mapping[str, Answer]`): From ``answers``.
+    """
+    sure: dict[str, list[str]] = {}
+    for question, one in found.items():
+        if one.sure:
+            sure.setdefault(f'{one.best} beats {one.other}', []).append(question.lower())
+    unsure = [question.lower() for question, one in found.items() if one.best is not None and not one.sure]
+    sentences = []
+    if sure:
+        beaten = '; '.join(f'{who} in {_listed(what)}' for who, what in sure.items())
+        sentences.append(f'Unlikely to be chance: {beaten}.')
+    if unsure:
+        sentences.append(f'These seeds cannot tell the arms apart in {_listed(unsure)}.')
+    return ' '.join(sentences) or 'There is no difference between two arms to speak of.'
+
+
+def answer(run: ABRun, metric: Metric) -> Answer:
+    """
+    Overview:
+        Which arm was best by one number. It is compared to the baseline, or, if it is the baseline itself or the
+        baseline has no such number, to the next best.
+    Arguments:
+        - run (:obj:`ABRun`): The run.
+        - metric (:obj:`Metric`): The number.
+    """
+    values = run.values(metric.key)
+    means = {arm: summarize(numbers.values()).mean for arm, numbers in values.items() if numbers}
+    name = metric.label[0].lower() + metric.label[1:]
+    if not means:
+        return Answer(f'No trial has a figure for {name}.')
+    best, *others = sorted(means, key=means.get, reverse=metric.better == 'higher')
+    if not others:
+        return Answer(f'{best} alone has a figure for {name}: {metric.with_unit(means[best])}.')
+    if len({metric.text(mean) for mean in means.values()}) == 1:
+        everywhere = 'both arms' if len(means) == 2 else f'all {len(means)} arms'
+        return Answer(f'No difference to be seen: mean {name} was {metric.with_unit(means[best])} in {everywhere}.')
+    other = run.baseline if run.baseline in others else others[0]
+    role = 'the baseline' if other == run.baseline else 'the next'
+    compared = difference(values[best], values[other])
+    missing = [arm for arm in run.arms if arm not in means]
+    silent = f' There is no figure for {_listed(missing)}.' if missing else ''
+    return Answer(
+        f"{best} had the {SUPERLATIVES[metric.better]} mean {name}, {metric.with_unit(means[best])} against "
+        f'{metric.with_unit(means[other])} of {other}, {role}. {certainty(metric, compared)}{silent}',
+        best, other, compared.verdict in ('higher', 'lower')
+    )
+
+
+def certainty(metric: Metric, compared: Difference) -> str:
+    """
+    Overview:
+        How sure a difference between two arms is.
+    Arguments:
+        - metric (:obj:`Metric`): The number.
+        - compared (:obj:`Difference`): The difference.
+    Returns:
+        - certainty (:obj:`str`): A sentence; 'Cannot tell' begins it where the seeds do not suffice.
+    """
+    verdict, seeds = compared.verdict, compared.count
+    if verdict == 'nothing':
+        return 'Cannot tell whether that is more than chance: no seed is done in both.'
+    if verdict == 'few':
+        common = 'one seed' if seeds == 1 else f'{seeds} seeds'
+        return (f'Cannot tell whether that is more than chance from {common}: it takes {MINIMUM_SEEDS}, better '
+                f'{COMFORTABLE_SEEDS} or more.')
+    if verdict == 'equal':
+        return f'Seed by seed the two were equal ({seeds} seeds).'
+    unit = f' {metric.change_unit}' if metric.change_unit else ''
+    interval = f'{interval_text(metric, compared)}{unit}'
+    if verdict == 'unclear':
+        return (f'Cannot tell whether that is more than chance: with {seeds} seeds the 95 % interval of the '
+                f'difference, {interval}, includes 0. {needed_text(compared)}')
+    doubt = '' if seeds >= COMFORTABLE_SEEDS else (
+        f', if the differences are normally distributed, which {seeds} seeds cannot show'
+    )
+    return (f'That is unlikely to be chance: the 95 % interval of the difference over {seeds} seeds is '
+            f'{interval}{doubt}.')
+
+
+def interval_text(metric: Metric, compared: Difference) -> str:
+    """
+    Overview:
+        The ends of the interval, without the unit.
+    Arguments:
+        - metric (:obj:`Metric`): The number.
+        - compared (:obj:`Difference`): The difference.
+    """
+    if compared.low is None:
+        return 'none'
+    wider = max(compared.low, compared.high, key=abs)
+    return f'{metric.change(compared.low, wider)} to {metric.change(compared.high, wider)}'
+
+
+def needed_text(compared: Difference) -> str:
+    """
+    Overview:
+        How many seeds would tell.
+    Arguments:
+        - compared (:obj:`Difference`): A difference whose interval includes 0.
+    """
+    if compared.seeds_needed is None:
+        return f'If there is a difference, it would take more than {MOST_SEEDS} seeds per arm to see it.'
+    return f'If difference and spread are as they look, about {compared.seeds_needed} seeds per arm would tell.'
+
+
+def short_verdict(metric: Metric, compared: Difference) -> str:
+    """
+    Overview:
+        The same for a cell of a table.
+    Arguments:
+        - metric (:obj:`Metric`): The number.
+        - compared (:obj:`Difference`): The difference to the baseline.
+    """
+    verdict = compared.verdict
+    if verdict == 'nothing':
+        return 'no common seed'
+    if verdict == 'equal':
+        return 'equal'
+    if verdict == 'few':
+        return 'cannot tell: too few seeds'
+    if verdict == 'unclear':
+        needed = f'more than {MOST_SEEDS}' if compared.seeds_needed is None else f'about {compared.seeds_needed}'
+        return f'cannot tell; needs {needed} seeds'
+    return 'better' if verdict == metric.better else 'worse'
+
+
+def relative_text(metric: Metric, compared: Difference) -> str:
+    """
+    Overview:
+        The difference in percent of the baseline; nothing for shares, whose difference is in points.
+    Arguments:
+        - metric (:obj:`Metric`): The number.
+        - compared (:obj:`Difference`): The difference.
+    """
+    if compared.relative is None or metric.unit == '%':
+        return ''
+    percent = f'{100 * compared.relative:+,.1f} %'.replace('-', MINUS)
+    return percent if any(digit in percent for digit in '123456789') else '0 %'
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ' and '.join([', '.join(names[:-1])] * (len(names) > 1) + [names[-1]])
