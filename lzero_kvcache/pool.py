@@ -48,6 +48,7 @@ class KVCachePool:
 
     def _reset_index(self) -> None:
         self.eviction_policy = self._new_eviction_policy()
+        self.eviction_policy.resize(self.pool_size)
         self._slot_of_key: dict[Hashable, int] = {}
         self._key_of_slot: dict[int, Hashable] = {}
         self._value_of_slot: dict[int, Any] = {}
@@ -105,6 +106,7 @@ class KVCachePool:
             if replaced is not kv:
                 leaving.append(replaced)
             return slot
+        self.eviction_policy.before_insert(key)
         entries = len(self._slot_of_key)
         if entries >= self.pool_size:
             leaving.append(self._evict())
@@ -173,6 +175,7 @@ class KVCachePool:
             - ValueError: If it is below 1.
         """
         self.pool_size = check_count(pool_size, f"pool_size of pool '{self.name}'")
+        self.eviction_policy.resize(self.pool_size)
         leaving = []
         while len(self) > self.pool_size:
             leaving.append(self._evict())

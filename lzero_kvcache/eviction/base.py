@@ -1,4 +1,5 @@
 from abc import ABC, abstractmethod
+from collections.abc import Hashable
 from typing import Union
 
 from ding.utils.registry import Registry
@@ -72,3 +73,21 @@ class EvictionPolicy(ABC):
             - priority (:obj:`Union[float, SearchTreeNode, None]`): The priority that came with the new value, if any.
         """
         self.touch(slot)
+
+    def resize(self, capacity: int) -> None:
+        """
+        Overview:
+            So many entries fit into the pool from now on. Called when the pool is made and each time it is resized or
+            cleared, for strategies that divide the pool.
+        Arguments:
+            - capacity (:obj:`int`): The pool's size, at least 1. The policy may hold more slots at this moment.
+        """
+
+    def before_insert(self, key: Hashable) -> None:
+        """
+        Overview:
+            A key that the pool does not hold is about to come in. Called before room is made for it and before
+            ``insert``, for strategies that remember what they have evicted.
+        Arguments:
+            - key (:obj:`Union[int, str]`): The key.
+        """

@@ -7,6 +7,8 @@ import numpy as np
 # The range of values below which LightZero's search does not stretch them to [0, 1].
 SMALLEST_RANGE = 0.01
 
+_PER_NODE = ('_parents', '_trees', '_depths', '_visits', '_value_sums', '_rewards', '_prior', '_untried_priors')
+
 
 class Expansion(NamedTuple):
     """
@@ -78,38 +80,50 @@ class SearchTree:
         """
         self._catch_up()
         count = self.num_nodes
-        parents, visits = self._parents[:count], self._visits[:count]
         below = np.arange(self._num_roots, count)
+        parents, visits = self._parents[:count], self._visits[:count]
         of_parent = parents[below]
+        levels = np.split(below[np.argsort(self._depths[below], kind='stable')],
+                          np.cumsum(np.bincount(self._depths[below]))[1:-1])
+
         q_values = self._rewards[:count] + self._discount_factor * self._value_sums[:count] / np.maximum(visits, 1)
-        lowest, ranges = self._lowest[self._trees[:count]], self._ranges()[self._trees[:count]]
-
-        exploration = np.log((visits + self._pb_c_base + 1) / self._pb_c_base) + self._pb_c_init
-        exploration *= np.sqrt(visits)
-        scores = np.zeros(count)
-        scores[below] = _within(q_values[below], lowest[below], ranges[below])
+        expected = self._expected_q(q_values, levels)
+        exploration = self._exploration(visits)
+        scores = self._scaled(q_values)
         scores[below] += exploration[of_parent] * self._prior[below] / (visits[below] + 1)
-
-        sums = np.bincount(of_parent, q_values[below], minlength=count)
-        tried = np.bincount(of_parent, minlength=count)
-        # A root has no value of its own in the search.
-        is_node = np.arange(count) >= self._num_roots
-        untried_q = (sums + np.where(is_node, q_values, 0)) / np.maximum(tried + is_node, 1)
-        untried = _within(untried_q, lowest, ranges) + exploration * self._untried_priors[:count].max(1)
+        untried = self._scaled(expected) + exploration * self._untried_priors[:count].max(1)
 
         best = untried.copy()
         np.maximum.at(best, of_parent, scores[below])
         lacking = np.zeros(count)
-        lacking[below] = best[of_parent] - scores[below]
-        return -(self._summed_along_paths(lacking) + best - untried)
+        for nodes in levels:
+            above = parents[nodes]
+            lacking[nodes] = lacking[above] + best[above] - scores[nodes]
+        return untried - best - lacking
 
-    def _summed_along_paths(self, numbers: np.ndarray) -> np.ndarray:
-        # Roots count nothing, so that they may be added as often as it takes; the steps double in length.
-        sums, ancestors = numbers.copy(), self._parents[:len(numbers)]
-        while (ancestors >= self._num_roots).any():
-            sums += sums[ancestors]
-            ancestors = ancestors[ancestors]
-        return sums
+    def _expected_q(self, q_values: np.ndarray, levels: Sequence[np.ndarray]) -> np.ndarray:
+        """What the search takes the value of an untried action for: the mean of the tried ones and of the parent's."""
+        below = slice(self._num_roots, len(q_values))
+        sums = np.bincount(self._parents[below], q_values[below], minlength=len(q_values))
+        tried = np.bincount(self._parents[below], minlength=len(q_values))
+        expected = sums / np.maximum(tried, 1)
+        for nodes in levels:
+            expected[nodes] = (expected[self._parents[nodes]] + sums[nodes]) / (tried[nodes] + 1)
+        return expected
+
+    def _exploration(self, visits: np.ndarray) -> np.ndarray:
+        tries = visits.copy()
+        # Its own prediction counts as a node's first visit.
+        tries[self._num_roots:] -= 1
+        return (np.log((tries + self._pb_c_base + 1) / self._pb_c_base) + self._pb_c_init) * np.sqrt(tries)
+
+    def _scaled(self, values: np.ndarray) -> np.ndarray:
+        """Values as the selection rule sees them, between 0 and 1."""
+        trees = self._trees[:len(values)]
+        lowest = np.where(np.isinf(self._lowest), 0, self._lowest)
+        ranges = np.maximum(self._highest - self._lowest, SMALLEST_RANGE)
+        ranges[np.isinf(self._lowest)] = 1
+        return np.clip((values - lowest[trees]) / ranges[trees], 0, 1)
 
     def _catch_up(self) -> None:
         if not self._entered:
@@ -123,6 +137,7 @@ class SearchTree:
         roots = len(priors)
         self._parents = np.arange(roots)
         self._trees = np.arange(roots)
+        self._depths = np.zeros(roots, dtype=np.int64)
         self._visits = np.zeros(roots)
         self._value_sums, self._rewards = np.zeros(roots), np.zeros(roots)
         self._prior = np.ones(roots)
@@ -138,6 +153,7 @@ class SearchTree:
         actions = np.where(expansion.actions < 0, untried.argmax(1), expansion.actions)
         self._parents[new] = parents
         self._trees[new] = self._trees[parents]
+        self._depths[new] = self._depths[parents] + 1
         self._prior[new] = np.maximum(untried[np.arange(count), actions], 0)
         self._untried_priors[parents, actions] = -np.inf
         self._untried_priors[new] = expansion.priors
@@ -147,25 +163,21 @@ class SearchTree:
 
     def _back_up(self, nodes: np.ndarray, returns: np.ndarray) -> None:
         while len(nodes):
+            trees, rewards = self._trees[nodes], self._rewards[nodes]
             self._visits[nodes] += 1
             self._value_sums[nodes] += returns
-            below_roots = nodes >= self._num_roots
-            nodes, returns = nodes[below_roots], returns[below_roots]
-            trees, rewards = self._trees[nodes], self._rewards[nodes]
             q_values = rewards + self._discount_factor * self._value_sums[nodes] / self._visits[nodes]
             self._lowest[trees] = np.minimum(self._lowest[trees], q_values)
             self._highest[trees] = np.maximum(self._highest[trees], q_values)
-            returns = rewards + self._discount_factor * returns
-            nodes = self._parents[nodes]
-
-    def _ranges(self) -> np.ndarray:
-        return np.maximum(self._highest - self._lowest, SMALLEST_RANGE)
+            below_roots = nodes >= self._num_roots
+            returns = (rewards + self._discount_factor * returns)[below_roots]
+            nodes = self._parents[nodes[below_roots]]
 
     def _make_room(self, needed: int) -> None:
         if needed <= len(self._parents):
             return
         size = max(needed, 2 * len(self._parents))
-        for name in ('_parents', '_trees', '_visits', '_value_sums', '_rewards', '_prior', '_untried_priors'):
+        for name in _PER_NODE:
             former = getattr(self, name)
             larger = np.zeros((size, *former.shape[1:]), dtype=former.dtype)
             larger[:len(former)] = former
@@ -182,10 +194,3 @@ class SearchTreeNode(NamedTuple):
     """
     tree: SearchTree
     number: int
-
-
-def _within(values: np.ndarray, lowest: np.ndarray, ranges: np.ndarray) -> np.ndarray:
-    """Values as the selection rule sees them, between 0 and 1; 0 where the tree has met none yet."""
-    with np.errstate(invalid='ignore'):
-        scaled = (values - lowest) / ranges
-    return np.clip(np.nan_to_num(scaled, nan=0.0, posinf=1.0, neginf=0.0), 0, 1)

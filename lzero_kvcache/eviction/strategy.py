@@ -14,6 +14,11 @@ class EvictionStrategy(Enum):
     """
     FIFO = 'fifo'
     LRU = 'lru'
+    LFU = 'lfu'
+    SLRU = 'slru'
+    SIEVE = 'sieve'
+    S3FIFO = 's3fifo'
+    RANDOM = 'random'
     PRIORITY = 'priority'
     TREE = 'tree'
 

@@ -24,7 +24,7 @@ class SearchFollower:
         self._is_continuous = world_model.continuous_action_space
         self._num_actions = world_model.action_space_size
         if self._is_continuous:
-            self._num_actions = world_model.num_of_sampled_actions
+            self._num_actions = world_model.config.num_of_sampled_actions
         self._tree: Optional[SearchTree] = None
 
     def begin(self, policies: torch.Tensor) -> list[SearchTreeNode]:

@@ -1,0 +1,168 @@
+"""The copy of a search's statistics that strategy 'tree' reads: it foresees what LightZero's C++ search does."""
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from models import build_model, kv_cache, observations
+from searches import search
+
+from lzero_kvcache import KVCachePool
+from lzero_kvcache.eviction import Expansion, SearchTree, SearchTreeNode
+from lzero_kvcache.eviction.tree import TreeEviction
+
+NUM_SIMULATIONS = 40
+
+
+def watch_search(model, num_simulations=NUM_SIMULATIONS):
+    """The rank that each expanded node had among its tree's nodes, by urgency, before it was expanded."""
+    inference = model.world_model.kv_cache_inference
+    current = observations(model, 3, torch.Generator().manual_seed(5))
+    timesteps = [np.array(0)] * 3
+    root = model.initial_inference(torch.zeros_like(current), [-1] * 3, current, timesteps)
+    ranks = []
+
+    def foresee(latents, search_depth):
+        nodes = inference.nodes_of(np.asarray(latents), search_depth)
+        urgencies = nodes[0].in_tree.tree.urgencies()
+        trees = nodes[0].in_tree.tree._trees[:len(urgencies)]
+        for row, node in enumerate(nodes):
+            of_tree = urgencies[trees == row]
+            ranks.append(int((of_tree > urgencies[node.in_tree.number] + 1e-5).sum()))
+
+    search(model, root, timesteps, num_simulations, foreseer=foresee)
+    return ranks
+
+
+@pytest.mark.parametrize('config', [dict(), dict(rotary=True), dict(observation='image')], ids=str)
+def test_the_most_urgent_node_is_the_one_that_the_search_expands_next(config):
+    ranks = watch_search(build_model(**config, kv_cache=kv_cache(strategy='tree')))
+    # The search's numbers are of float32, so that it may decide a near tie otherwise.
+    assert len(ranks) == 3 * NUM_SIMULATIONS
+    assert np.mean([rank == 0 for rank in ranks]) > 0.97
+
+
+def test_sampled_actions_are_foreseen_roughly():
+    ranks = watch_search(build_model(actions='continuous', kv_cache=kv_cache(strategy='tree')))
+    assert np.mean([rank <= 2 for rank in ranks]) > 0.7
+
+
+def tree_of(steps, num_roots, num_actions):
+    """A tree grown by arbitrary expansions: each step names a node that still has an untried action."""
+    generator = np.random.default_rng(0)
+
+    def priors(count):
+        return generator.dirichlet(np.ones(num_actions), count)
+
+    tree = SearchTree(num_roots, lambda: priors(num_roots))
+    tried = {node: 0 for node in range(num_roots)}
+    parents_of = {}
+    for step in steps:
+        open_nodes = [node for node in tried if tried[node] < num_actions]
+        parent = open_nodes[step % len(open_nodes)]
+        expansion = Expansion(
+            np.array([tried[parent]]), generator.normal(size=1), generator.normal(size=1), priors(1)
+        )
+        (child, ) = tree.expand([parent], lambda expansion=expansion: expansion)
+        tried[parent] += 1
+        tried[child] = 0
+        parents_of[child] = parent
+    return tree, tried, parents_of
+
+
+@given(steps=st.lists(st.integers(0, 1000), max_size=60), num_roots=st.integers(1, 3), num_actions=st.integers(1, 4))
+def test_urgencies(steps, num_roots, num_actions):
+    tree, tried, parents_of = tree_of(steps, num_roots, num_actions)
+    urgencies = tree.urgencies()
+    assert len(urgencies) == tree.num_nodes == len(tried)
+    assert (urgencies <= 0).all() and not np.isnan(urgencies).any()
+    for node in tried:
+        assert np.isneginf(urgencies[node]) == (tried[node] == num_actions)
+
+    def root_of(node):
+        return node if node < num_roots else root_of(parents_of[node])
+
+    for root in range(num_roots):
+        # A way down by the best choices ends at a node that is expanded next.
+        assert max(urgencies[node] for node in tried if root_of(node) == root) == 0
+
+
+@given(steps=st.lists(st.integers(0, 1000), min_size=5, max_size=60), size=st.integers(1, 6))
+def test_the_least_urgent_node_goes_first(steps, size):
+    tree, tried, _ = tree_of(steps, 1, 3)
+    urgencies = tree.urgencies()
+    pool = KVCachePool(size, 'tree')
+    kept = []
+    for node in list(tried)[1:]:
+        if len(kept) == size:
+            kept.remove(min(kept, key=lambda held: (urgencies[held], held)))
+        kept.append(node)
+        pool.set(node, node, SearchTreeNode(tree, node))
+        assert sorted(urgencies[list(pool.keys())]) == sorted(urgencies[kept])
+        kept = list(pool.keys())
+
+
+def test_the_order_follows_the_search():
+    priors = np.array([[0.9, 0.1]])
+    tree = SearchTree(1, lambda: priors)
+
+    def expand(parent, action, value):
+        return tree.expand([parent], lambda: Expansion(np.array([action]), np.zeros(1), np.array([value]), priors))[0]
+
+    policy = TreeEviction()
+    good, bad = expand(0, 0, 1.0), expand(0, 1, -1.0)
+    policy.insert(0, SearchTreeNode(tree, good))
+    policy.insert(1, SearchTreeNode(tree, bad))
+    assert policy.victim() == 1
+    for action in (0, 1):
+        # What is good leads nowhere, and has been tried out.
+        expand(good, action, -10.0)
+    assert policy.victim() == 0
+
+
+def test_what_has_no_place_in_the_running_search_goes_first():
+    tree, tried, _ = tree_of(range(8), 1, 3)
+    other, _, _ = tree_of(range(8), 1, 3)
+    policy = TreeEviction()
+    policy.insert(0, SearchTreeNode(other, 1))
+    policy.insert(1, SearchTreeNode(tree, 1))
+    policy.insert(2, None)
+    policy.insert(3, 0.5)
+    policy.touch(2)
+    victims = []
+    for _ in range(4):
+        victims.append(policy.victim())
+        policy.remove(victims[-1])
+    assert victims == [0, 3, 2, 1]
+
+
+def test_a_new_place_replaces_the_former_one():
+    tree, _, _ = tree_of(range(12), 1, 3)
+    urgencies = tree.urgencies()
+    least, most = int(np.argmin(urgencies[1:])) + 1, int(np.argmax(urgencies[1:])) + 1
+    policy = TreeEviction()
+    policy.insert(0, SearchTreeNode(tree, least))
+    policy.insert(1, SearchTreeNode(tree, 5))
+    policy.update(0, SearchTreeNode(tree, most))
+    policy.update(1)
+    assert policy.victim() == 1
+
+
+@pytest.mark.parametrize('duplicate', [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_model_is_copied_in_the_middle_of_a_search(duplicate):
+    model = build_model(kv_cache=kv_cache(strategy='tree', recur_pool=dict(size=10)))
+    watch_search(model, 8)
+    inference = duplicate(model).world_model.kv_cache_inference
+    tree = inference._follower._tree
+    np.testing.assert_array_equal(tree.urgencies(), model.world_model.kv_cache_inference._follower._tree.urgencies())
+
+
+def test_nothing_is_computed_where_nothing_is_evicted():
+    model = build_model(kv_cache=kv_cache(strategy='tree'), num_simulations=20)
+    current = observations(model, 2, torch.Generator().manual_seed(5))
+    root = model.initial_inference(torch.zeros_like(current), [-1] * 2, current, [np.array(0)] * 2)
+    search(model, root, [np.array(0)] * 2, 20)
+    assert model.world_model.kv_cache_inference._follower._tree._entered == 0
