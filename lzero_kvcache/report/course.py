@@ -8,7 +8,7 @@ from markupsafe import Markup
 
 from . import curves
 from .curves import POOLS, Curve
-from .folder import ABRun, Trial
+from .folder import RunRecord, Trial
 from .panels import LARGE, SMALL, ArmStyle, curve_panel
 
 
@@ -28,12 +28,12 @@ class PlotGroup:
     large: bool
 
 
-def plots(run: ABRun, styles: Mapping[str, ArmStyle]) -> list[PlotGroup]:
+def plots(run: RunRecord, styles: Mapping[str, ArmStyle]) -> list[PlotGroup]:
     """
     Overview:
         Everything that is drawn over the course of training.
     Arguments:
-        - run (:obj:`ABRun`): The run.
+        - run (:obj:`RunRecord`): The run.
         - styles (:obj:`Mapping[str, ArmStyle]`): From ``arm_styles``.
     Returns:
         - groups (:obj:`List[PlotGroup]`): Those that have anything to show.
@@ -75,9 +75,9 @@ def plots(run: ABRun, styles: Mapping[str, ArmStyle]) -> list[PlotGroup]:
         ),
         PlotGroup(
             'Memory', large=False, panels=[
-                panel('cache-memory', 'Keys and values', 'MB', curves.cache_memory),
+                panel('cache-memory', 'Keys and values', 'MiB', curves.cache_memory),
                 panel('cache-entries', 'Contexts', 'entries', curves.cache_entries),
-                panel('process-memory', 'Process', 'MB', curves.process_memory),
+                panel('process-memory', 'Process', 'MiB', curves.process_memory),
             ], caption='Keys and values of all pools now, contexts in all pools now, and the peak resident memory of '
             'the process so far.'
         ),

@@ -122,7 +122,7 @@ def cache_entries(trial: Trial) -> Curve:
 def cache_memory(trial: Trial) -> Curve:
     """
     Overview:
-        Megabytes of keys and values in all pools.
+        MiB of keys and values in all pools.
     Arguments:
         - trial (:obj:`Trial`): The trial.
     """
@@ -132,7 +132,7 @@ def cache_memory(trial: Trial) -> Curve:
 def process_memory(trial: Trial) -> Curve:
     """
     Overview:
-        Peak resident memory of the process so far, in megabytes.
+        Peak resident memory of the process so far, in MiB.
     Arguments:
         - trial (:obj:`Trial`): The trial.
     """

@@ -27,6 +27,7 @@ class Trial:
         - status (:obj:`str`): 'done', 'failed' or 'unfinished'.
         - error (:obj:`Optional[str]`): The last line of what failed.
         - log (:obj:`Optional[str]`): The path of its output relative to the folder, if there is such a file.
+        - threads (:obj:`Optional[int]`): The threads that it ran with, where that is known.
         - results (:obj:`Dict[str, float]`): The columns of ``results.csv`` that have a number.
         - series (:obj:`Dict[str, np.ndarray]`): The columns of ``series.csv``, [rows] of float64, nan where empty.
         - returns (:obj:`Dict[str, np.ndarray]`): Those of ``returns.csv``.
@@ -36,13 +37,14 @@ class Trial:
     status: str
     error: Optional[str] = None
     log: Optional[str] = None
+    threads: Optional[int] = None
     results: dict[str, float] = field(default_factory=dict)
     series: dict[str, np.ndarray] = field(default_factory=dict)
     returns: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
-class ABRun:
+class RunRecord:
     """
     Overview:
         Everything that the report is about.
@@ -71,6 +73,14 @@ class ABRun:
     trials: list[Trial]
     notes: list[str]
 
+    @property
+    def threads(self) -> list[int]:
+        """
+        Overview:
+            All numbers of threads that trials which are done ran with: with several, times cannot be compared.
+        """
+        return sorted({trial.threads for trial in self.trials if trial.status == 'done' and trial.threads is not None})
+
     def done(self, arm: str) -> list[Trial]:
         """
         Overview:
@@ -95,14 +105,14 @@ class ABRun:
         }
 
 
-def read_run(folder: Path) -> ABRun:
+def read_run(folder: Path) -> RunRecord:
     """
     Overview:
         Read what ``lzero-kvcache ab`` has written, whether or not it has come to its end.
     Arguments:
         - folder (:obj:`Path`): Its folder.
     Returns:
-        - run (:obj:`ABRun`): The run.
+        - run (:obj:`RunRecord`): The run.
     Raises:
         - ValueError: If it is no such folder, or a file in it is broken: which, where, and what is needed.
     """
@@ -117,27 +127,25 @@ def read_run(folder: Path) -> ABRun:
     baseline = _entry(path, content, 'baseline', str, next(iter(arms)))
     if baseline not in arms:
         raise ValueError(f'{path}: baseline is {baseline!r}: {choices(baseline, arms)}')
-    documents, notes = {}, []
-    for trial_path in sorted(folder.glob('trials/*/trial.json')):
-        document = _read_json(trial_path)
-        arm, seed = _entry(trial_path, document, 'arm', str), _entry(trial_path, document, 'seed', int)
-        if arm in arms and seed in seeds:
-            documents[arm, seed] = trial_path, document
-        else:
-            notes.append(f'{trial_path.parent.name} is left out: arm {arm!r} with seed {seed} is no part of the run as '
-                         'ab.json describes it.')
-    trials = [
-        _read_trial(folder, *documents[arm, seed]) if (arm, seed) in documents
-        else Trial(arm, seed, 'unfinished', log=_log(folder, folder / 'trials' / f'{arm}_seed{seed}'))
+    trials = {
+        (arm, seed): Trial(arm, seed, 'unfinished', log=_log(folder, _trial_folder(folder, arm, seed)))
         for arm in arms for seed in seeds
-    ]
+    }
+    notes = []
+    for row in _read_rows(folder / 'results.csv'):
+        trial = _read_trial(folder, row)
+        if (trial.arm, trial.seed) in trials:
+            trials[trial.arm, trial.seed] = trial
+        else:
+            notes.append(f'results.csv has arm {trial.arm!r} with seed {trial.seed}, which is no part of the run as '
+                         'ab.json describes it.')
     differences = _entry(path, content, 'differences', dict, {})
-    return ABRun(
+    return RunRecord(
         title=_entry(path, content, 'title', str, folder.name), config=_entry(path, content, 'config', str, None),
         arms=arms, baseline=baseline, seeds=seeds, max_env_step=_entry(path, content, 'max_env_step', int, None),
         differences={arm: _entry(path, differences, arm, dict, {}) for arm in arms},
         machine=_entry(path, content, 'machine', dict, {}), started=_entry(path, content, 'started', str, None),
-        trials=trials, notes=notes
+        trials=list(trials.values()), notes=notes
     )
 
 
@@ -160,38 +168,54 @@ def _entry(path: Path, content: Mapping[str, Any], name: str, kind: type, defaul
     return value
 
 
+def _trial_folder(folder: Path, arm: str, seed: int) -> Path:
+    return folder / 'trials' / f'{arm}_seed{seed}'
+
+
 def _log(folder: Path, trial_folder: Path) -> Optional[str]:
     log = trial_folder / 'output.log'
     return log.relative_to(folder).as_posix() if log.is_file() else None
 
 
-def _read_trial(folder: Path, path: Path, document: Mapping[str, Any]) -> Trial:
-    status = document.get('status')
+def _read_trial(folder: Path, row: Mapping[str, str]) -> Trial:
+    path = folder / 'results.csv'
+    arm, status = row.get('arm', ''), row.get('status', '')
+    seed = _number(path, f'seed of {arm}', row.get('seed'))
     if status not in STATUSES:
-        raise ValueError(f'{path}: status is {status!r}: {choices(status, STATUSES)}')
-    results = _entry(path, document, 'result', dict, {})
-    numbers = {}
-    for metric in METRICS:
-        value = _number(path, metric.key, results.get(metric.key))
-        if np.isfinite(value):
-            numbers[metric.key] = value
+        raise ValueError(f"{path}: status of {arm} is {status!r} with seed {row.get('seed')}: {choices(status, STATUSES)}")
+    if not seed.is_integer():
+        raise ValueError(f"{path}: seed of {arm} is {row.get('seed')!r}: needed is a whole number")
+    trial_folder = _trial_folder(folder, arm, int(seed))
+    outcome_path = trial_folder / 'trial.json'
+    outcome = _read_json(outcome_path) if outcome_path.is_file() else {}
+    numbers = {
+        metric.key: _number(path, f'{metric.key} of {arm} with seed {int(seed)}', row.get(metric.key))
+        for metric in METRICS
+    }
     return Trial(
-        document['arm'], document['seed'], status, _entry(path, document, 'error', str, None),
-        _log(folder, path.parent), numbers,
-        *(_read_columns(path.parent / name) for name in ('series.csv', 'returns.csv'))
+        arm, int(seed), status, error=_entry(outcome_path, outcome, 'error', str, None),
+        log=_log(folder, trial_folder), threads=_entry(outcome_path, outcome, 'threads', int, None),
+        results={key: number for key, number in numbers.items() if np.isfinite(number)},
+        series=_read_columns(trial_folder / 'series.csv'), returns=_read_columns(trial_folder / 'returns.csv')
     )
 
 
-def _read_columns(path: Path) -> dict[str, np.ndarray]:
+def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
-        return {}
+        return []
     with open(path, newline='', encoding='utf-8') as file:
-        reader = csv.DictReader(file, restval='')
-        rows = list(reader)
-        return {
-            name: np.array([_number(path, f'{name}, row {number}', row[name]) for number, row in enumerate(rows, 1)])
-            for name in reader.fieldnames or ()
-        }
+        try:
+            return list(csv.DictReader(file, restval=''))
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise ValueError(f'{path} cannot be read as CSV: {error}') from error
+
+
+def _read_columns(path: Path) -> dict[str, np.ndarray]:
+    rows = _read_rows(path)
+    return {
+        name: np.array([_number(path, f'{name}, row {index}', row[name]) for index, row in enumerate(rows, start=1)])
+        for name in (rows[0] if rows else ()) if name is not None
+    }
 
 
 def _number(path: Path, place: str, value: Any) -> float:

@@ -113,7 +113,7 @@ METRICS = (
     Metric('return_best', 'Best return', 'The best evaluation of the trial. Chance favours it: judge by the return '
            'at the end.', '', 'higher', True),
     Metric('env_steps', 'Environment steps', 'Steps collected for training, all environments together.', counts=True),
-    Metric('seconds', 'Wall time', 'Start to end, with training, evaluation and set-up.', 's', 'lower'),
+    Metric('seconds', 'Wall time', 'Since training began, with training and evaluation.', 's', 'lower'),
     Metric('env_steps_per_second', 'Throughput', 'Environment steps by wall time, training and evaluation included. '
            'It also depends on whatever else the machine did.', 'steps/s', 'higher', True),
     Metric('search_ms', 'Collect search', 'Mean time of one search while collecting, all environments together.', 'ms',
@@ -130,9 +130,10 @@ METRICS = (
            counts=True),
     Metric('rebuilt_tokens', 'Rebuilt tokens', 'The tokens that rebuilding took: the work that misses have cost.', '',
            'lower', True, counts=True),
-    Metric('peak_cache_mb', 'Peak cache memory', 'Most memory that keys and values of all pools have held.', 'MB',
+    Metric('peak_cache_mb', 'Peak cache memory', 'Most memory that keys and values of all pools held, looked at about '
+           'a hundred times in the run.', 'MiB',
            'lower', True),
     Metric('peak_memory_mb', 'Peak process memory', 'Most resident memory of the trial\u2019s process: replay buffer, '
-           'model, libraries and all.', 'MB', 'lower', True),
+           'model, libraries and all.', 'MiB', 'lower', True),
 )
 METRIC = {metric.key: metric for metric in METRICS}

@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from . import sentences
 from .course import plots
-from .folder import ABRun, read_run
+from .folder import RunRecord, read_run
 from .metrics import METRICS
 from .panels import arm_styles, dots_panel, swatch
 from .statistics import COMFORTABLE_SEEDS, MINIMUM_SEEDS, Difference, difference, summarize
@@ -39,12 +39,12 @@ def write_report(folder: Path) -> Path:
     return path
 
 
-def render(run: ABRun) -> str:
+def render(run: RunRecord) -> str:
     """
     Overview:
         The page.
     Arguments:
-        - run (:obj:`ABRun`): The run.
+        - run (:obj:`RunRecord`): The run.
     Returns:
         - html (:obj:`str`): The whole document.
     """
@@ -70,12 +70,12 @@ def render(run: ABRun) -> str:
         },
         differences=_differences(run), key_paths=sorted(set().union(*run.differences.values())),
         broken=[trial for trial in run.trials if trial.status != 'done'],
-        command=f'lzero-kvcache ab {shlex.quote(run.config)}' if run.config else None,
+        command=_command(run) if run.config else None,
         minimum_seeds=MINIMUM_SEEDS, comfortable_seeds=COMFORTABLE_SEEDS,
     )
 
 
-def _differences(run: ABRun) -> list[list[dict[str, Any]]]:
+def _differences(run: RunRecord) -> list[list[dict[str, Any]]]:
     """For each metric a row for each arm but the baseline, with all that its cells say."""
     groups = []
     for metric in METRICS:
@@ -104,6 +104,12 @@ def _positions(changed: Difference, scale: float) -> dict[str, Optional[float]]:
     """Where the interval is drawn: from 0 to 100, zero in the middle."""
     ends = dict(low=changed.low, mean=changed.mean, high=changed.high)
     return {name: None if end is None else round(50 + 46 * end / scale, 1) for name, end in ends.items()}
+
+
+def _command(run: RunRecord) -> str:
+    steps = [] if run.max_env_step is None else ['--max-env-step', str(run.max_env_step)]
+    return shlex.join(['lzero-kvcache', 'ab', run.config, '--arms', ','.join(run.arms), '--seeds',
+                       ','.join(map(str, run.seeds)), *steps, '--out'])
 
 
 def _literal(value: Any) -> str:

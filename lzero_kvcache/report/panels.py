@@ -17,7 +17,7 @@ from .curves import Curve
 from .metrics import Metric
 
 # In inches. A large panel has half of a wide page, a small one a third; on a narrow one each has a row.
-LARGE, SMALL = (5.4, 3.2), (4.4, 2.9)
+LARGE, SMALL = (5.0, 3.1), (4.4, 2.9)
 # Colours are variables of the page, so that a dark screen and white paper have their own. Matplotlib knows no
 # variables: it draws with colours that stand for them.
 INK, MUTED, GRID = '#010101', '#020202', '#030303'

@@ -3,7 +3,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
-from .folder import ABRun
+from .folder import RunRecord
 from .metrics import METRIC, MINUS, Metric
 from .statistics import COMFORTABLE_SEEDS, MINIMUM_SEEDS, MOST_SEEDS, Difference, difference, summarize
 
@@ -31,12 +31,12 @@ class Answer:
     sure: bool = False
 
 
-def answers(run: ABRun) -> dict[str, Answer]:
+def answers(run: RunRecord) -> dict[str, Answer]:
     """
     Overview:
         Which arm was best in what, and how sure that is.
     Arguments:
-        - run (:obj:`ABRun`): The run.
+        - run (:obj:`RunRecord`): The run.
     Returns:
         - answers (:obj:`Dict[str, Answer]`): One for each of ``QUESTIONS``.
     """
@@ -64,13 +64,13 @@ def headline(found: Mapping[str, Answer]) -> str:
     return ' '.join(sentences) or 'There is no difference between two arms to speak of.'
 
 
-def answer(run: ABRun, metric: Metric) -> Answer:
+def answer(run: RunRecord, metric: Metric) -> Answer:
     """
     Overview:
         Which arm was best by one number. It is compared to the baseline, or, if it is the baseline itself or the
         baseline has no such number, to the next best.
     Arguments:
-        - run (:obj:`ABRun`): The run.
+        - run (:obj:`RunRecord`): The run.
         - metric (:obj:`Metric`): The number.
     """
     values = run.values(metric.key)
