@@ -472,7 +472,7 @@ def test_times_of_different_numbers_of_threads_are_not_compared_in_silence(tmp_p
     ('ab.json', '{"arms": {"fifo": {}}, "seeds": [0], "baseline": "fif"}', "baseline is 'fif'.*did you mean 'fifo'"),
     ('ab.json', '{"arms": {"fifo": {}}, "seeds": [0], "max_env_step": "x"}', 'needed is a whole number'),
     ('ab.json', '{"arms": {"fifo": {}}, "seeds": [0], "differences": {"fifo": 3}}', 'fifo is 3: needed is an object'),
-    ('results.csv', 'arm,seed,status\nfifo,0,don\n', "status of fifo is 'don' with seed 0.*did you mean 'done'"),
+    ('results.csv', 'arm,seed,status\nfifo,0,don\n', "status of a row of fifo is 'don'.*did you mean 'done'"),
     ('results.csv', 'arm,seed,status\nfifo,first,done\n', "seed of fifo is 'first'"),
     ('results.csv', 'arm,seed,status\nfifo,,done\n', "seed of fifo is ''"),
     ('results.csv', 'arm,seed,status,seconds\nfifo,0,done,long\n',

@@ -182,7 +182,7 @@ def _read_trial(folder: Path, row: Mapping[str, str]) -> Trial:
     arm, status = row.get('arm', ''), row.get('status', '')
     seed = _number(path, f'seed of {arm}', row.get('seed'))
     if status not in STATUSES:
-        raise ValueError(f"{path}: status of {arm} is {status!r} with seed {row.get('seed')}: {choices(status, STATUSES)}")
+        raise ValueError(f'{path}: status of a row of {arm} is {status!r}: {choices(status, STATUSES)}')
     if not seed.is_integer():
         raise ValueError(f"{path}: seed of {arm} is {row.get('seed')!r}: needed is a whole number")
     trial_folder = _trial_folder(folder, arm, int(seed))

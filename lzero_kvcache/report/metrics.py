@@ -5,6 +5,7 @@ from typing import Optional
 
 MINUS = '\N{MINUS SIGN}'
 NOTHING = '\N{EN DASH}'
+SPACE = '\N{NO-BREAK SPACE}'
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Metric:
         """
         if value is None:
             return NOTHING
-        return f'{self._number(value, beside)} %' if self.unit == '%' else self._number(value, beside)
+        return f'{self._number(value, beside)}{SPACE}%' if self.unit == '%' else self._number(value, beside)
 
     def with_unit(self, value: float) -> str:
         """
@@ -56,7 +57,7 @@ class Metric:
         Arguments:
             - value (:obj:`float`): The value.
         """
-        return f'{self.text(value)} {self.unit}' if self.unit not in ('', '%') else self.text(value)
+        return f'{self.text(value)}{SPACE}{self.unit}' if self.unit not in ('', '%') else self.text(value)
 
     def change(self, value: float, beside: Optional[float] = None) -> str:
         """

@@ -106,10 +106,12 @@ def _positions(changed: Difference, scale: float) -> dict[str, Optional[float]]:
     return {name: None if end is None else round(50 + 46 * end / scale, 1) for name, end in ends.items()}
 
 
-def _command(run: RunRecord) -> str:
+def _command(run: RunRecord) -> list[str]:
+    """The words of the command that repeats the run."""
     steps = [] if run.max_env_step is None else ['--max-env-step', str(run.max_env_step)]
-    return shlex.join(['lzero-kvcache', 'ab', run.config, '--arms', ','.join(run.arms), '--seeds',
-                       ','.join(map(str, run.seeds)), *steps, '--out'])
+    words = ['lzero-kvcache', 'ab', run.config, '--arms', ','.join(run.arms), '--seeds', ','.join(map(str, run.seeds)),
+             *steps, '--out', 'FOLDER']
+    return [shlex.quote(word) for word in words]
 
 
 def _literal(value: Any) -> str:
