@@ -21,6 +21,7 @@ from .process import TrialProcess  # noqa: E402
 from .spec import TrialSpec  # noqa: E402
 
 SECONDS_TO_CANCEL = 15
+SECONDS_TO_ANSWER = 10
 # Checkpoints of large models stay where they are.
 LARGEST_FILE_BROUGHT_HOME = 2 ** 26
 
@@ -92,9 +93,12 @@ class RayBackend(Backend):
     def _connect(self) -> None:
         size = {} if self._address else dict(num_cpus=self._jobs * self._threads, include_dashboard=False)
         try:
+            if self._address:
+                _check_answers(self._address)
             ray.init(address=self._address, log_to_driver=False, logging_level='ERROR', **size)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ValueError(f'Ray cannot be reached at {self._address}: {error}') from error
+        except (OSError, RuntimeError, ValueError) as error:
+            where = f'Ray cannot be reached at {self._address}' if self._address else 'Ray cannot be started'
+            raise ValueError(f'{where}: {error}') from error
 
     def _run(self, specs: Sequence[TrialSpec], folder: RunFolder, marker: Path) -> Iterator[Optional[Event]]:
         # A worker that dies is reported as a failed trial: the next call of the command runs it again.
@@ -121,6 +125,13 @@ class RayBackend(Backend):
                     yield _bring_home(reference, spec, folder)
         finally:
             _cancel(list(running))
+
+
+def _check_answers(address: str) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = address.rpartition('://')[2].rpartition(':')
+    if port.isdecimal():
+        socket.create_connection((host, int(port)), SECONDS_TO_ANSWER).close()
 
 
 def _log_time(folder: RunFolder, spec: TrialSpec) -> Optional[int]:
