@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from easydict import EasyDict
 
-from .ended_early import keep_what_is_there
+from .ended_early import begin_wandb_run, keep_what_is_there
 from .nearest_file import existing_config, unizero_neighbours
 
 # LightZero's entries that train the policies which this package is for.
@@ -56,6 +56,8 @@ class Experiment:
         main_config.exp_name = relpath(exp_name)
         limits = {} if self.max_env_step is None else dict(max_env_step=self.max_env_step)
         with keep_what_is_there():
+            if self.entry == 'train_unizero_segment' and main_config.policy.get('use_wandb'):
+                begin_wandb_run(main_config)
             getattr(lzero.entry, self.entry)(
                 [main_config, deepcopy(self.create_config)], seed=self.seed, model_path=self.model_path, **limits
             )

@@ -3,7 +3,8 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Optional
 
-from ding.utils import ENV_REGISTRY, POLICY_REGISTRY
+from ding.utils import ENV_REGISTRY, POLICY_REGISTRY, deep_merge_dicts
+from ding.worker import BaseLearner
 from easydict import EasyDict
 
 from ..checks import choices
@@ -67,13 +68,18 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any], key_pa
         switch_cache_on(experiment, overrides['kv_cache'])
     main_config = experiment.main_config
     if 'policy' in overrides:
-        import_module(PLUGIN)
-        defaults = POLICY_REGISTRY.get(experiment.create_config.policy.type).default_config()
-        _merge(main_config.policy, overrides['policy'], defaults, f'{prefix}policy')
+        _merge(main_config.policy, overrides['policy'], _policy_defaults(experiment), f'{prefix}policy')
     if 'env' in overrides:
         _merge(main_config.env, overrides['env'], _env_defaults(experiment), f'{prefix}env')
     if 'create_config' in overrides:
         _merge(experiment.create_config, overrides['create_config'], None, f'{prefix}create_config')
+
+
+def _policy_defaults(experiment: Experiment) -> Mapping[str, Any]:
+    import_module(PLUGIN)
+    policy = POLICY_REGISTRY.get(experiment.create_config.policy.type).default_config()
+    # DI-engine's learner has defaults of its own, e.g. how often a checkpoint is saved.
+    return deep_merge_dicts(EasyDict(learn=dict(learner=BaseLearner.default_config())), policy)
 
 
 def _env_defaults(experiment: Experiment) -> Mapping[str, Any]:

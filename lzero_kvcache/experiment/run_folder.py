@@ -1,6 +1,7 @@
 """The folder that a run writes to."""
 import shutil
 from pathlib import Path
+from zipfile import is_zipfile
 
 ALMOST_NOTHING = 2 ** 20
 
@@ -38,15 +39,16 @@ def log_file(folder: Path) -> Path:
 def newest_checkpoint(folder: Path) -> Path:
     """
     Overview:
-        The checkpoint of a run that was written last.
+        The checkpoint of a run that was written last, and to its end.
     Arguments:
         - folder (:obj:`Path`): The run's.
     Raises:
         - FileNotFoundError: If there is none.
     """
-    checkpoints = list(folder.glob('ckpt/*.pth.tar'))
+    # PyTorch's files are zip archives, whose directory is written last.
+    checkpoints = [path for path in folder.glob('ckpt/*.pth.tar') if is_zipfile(path)]
     if not checkpoints:
-        raise FileNotFoundError(f'{folder}/ckpt has no checkpoint')
+        raise FileNotFoundError(f'{folder}/ckpt has no complete checkpoint')
     return max(checkpoints, key=lambda path: path.stat().st_mtime)
 
 
