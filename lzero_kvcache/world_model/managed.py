@@ -20,6 +20,7 @@ from .contexts import NodeContexts
 from .histories import EnvironmentHistories, EnvironmentHistory, RebuildStats, RootStats, stack_actions
 from .imagination import Imagination, check_rollout, roll_out
 from .lineage import SearchLineage, SearchNode, SearchStep, node_key
+from .observation import SearchObserver, observer_of
 from .positions import SearchPositions, host_timesteps
 from .rebuild import ContextRebuilder
 from .scores import Score, scores_of
@@ -66,7 +67,8 @@ class ManagedInference:
         Root and recurrent inference of one world model over cached contexts. Inside the window (with window='rebuild',
         past it, too) every prediction equals that of a forward without a cache over the row's own tokens.
         ``context_lengths`` are the tokens per row, :math:`(B, )`, that the last inference found in its contexts;
-        ``weights_generation`` counts the changes of the model's weights that a root inference has met.
+        ``weights_generation`` counts the changes of the model's weights that a root inference has met; ``observer``,
+        where there is one, is told of all searches.
     Arguments:
         - world_model (:obj:`WorldModel`): The model. Only its dimensions are read here; each call gets it again.
         - config (:obj:`KVCacheConfig`): The ``kv_cache`` entry.
@@ -88,6 +90,8 @@ class ManagedInference:
         self.config = config
         self.context_lengths = np.zeros(0, dtype=np.int64)
         self.weights_generation = 0
+        self.num_simulations = num_simulations
+        self.observer: Optional[SearchObserver] = None
         self._num_observations_tokens = world_model.num_observations_tokens
         self._positions = SearchPositions(config.rope_positions)
         self.store = TokenStore(TokenShape(
@@ -180,6 +184,8 @@ class ManagedInference:
         Raises:
             - ValueError: If an environment does not exist or the rows do not match.
         """
+        if self.observer is None:
+            self.observer = observer_of(self, world_model)
         if obs_act_dict['current_obs'] is not None:
             with torch.inference_mode():
                 outputs = self._predict_roots(world_model, obs_act_dict, start_pos, roots)
@@ -231,10 +237,14 @@ class ManagedInference:
         on_host = _copy_to_host(latents)
         step = SearchStep(on_host, policies)
         in_tree = self._begin_following(policies)
+        nodes = []
         for row, latent in enumerate(on_host):
             scope = f'reanalyze/{row}'
             node = SearchNode(scope, node_key(scope, 0, latent), row, 0, step, tree=row, in_tree=in_tree[row])
             self._lineage.add(node, latent.tobytes())
+            nodes.append(node)
+        if self.observer is not None:
+            self.observer.roots(nodes, [False] * len(nodes), None)
 
     def recurrent(
             self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
@@ -388,6 +398,8 @@ class ManagedInference:
 
     def _drop_contexts(self) -> None:
         """Of a running search the lineage stays, from which its contexts are computed again."""
+        if self.observer is not None:
+            self.observer.drop_contexts()
         self.manager.clear_all()
         self._unpin_roots()
         for history in self.histories:
@@ -398,13 +410,15 @@ class ManagedInference:
         self.store.release(pinned)
 
     def __getstate__(self) -> dict:
-        # What is made of the weights is made anew by a copy, whose weights are its own.
-        return dict(self.__dict__, _model=None, _weights=WeightsWatch())
+        # What is made of the weights is made anew by a copy, whose weights are its own. Its searches are its own, too.
+        return dict(self.__dict__, _model=None, _weights=WeightsWatch(), observer=None)
 
     def _start_search(self, lineage: SearchLineage) -> None:
         self._end_search()
         self._lineage = lineage
         self._search_generation = self.weights_generation
+        if self.observer is not None:
+            self.observer.begin(lineage.phase)
 
     def _end_search(self) -> None:
         self.manager.clear_recur_cache()
@@ -436,6 +450,7 @@ class ManagedInference:
         on_host = _copy_to_host(latents)
         priorities = _priorities(self._scores['init_pool'], [0] * len(histories), predictions)
         nodes = []
+        went_on = [history.key is not None for history in histories]
         step = SearchStep(on_host, predictions.policy[:, 0])
         in_tree = self._begin_following(step.policies)
         for row, history in enumerate(histories):
@@ -452,6 +467,8 @@ class ManagedInference:
             self.histories.hold(history, context)
         if self.config.on_miss == 'rebuild':
             self._root_contexts = [self.store.retain(context) for context in contexts]
+        if self.observer is not None:
+            self.observer.roots(nodes, went_on, predictions)
 
     def _begin_following(self, policies: torch.Tensor) -> Sequence[Optional[SearchTreeNode]]:
         return [None] * len(policies) if self._follower is None else self._follower.begin(policies)
@@ -524,6 +541,8 @@ class ManagedInference:
         self._contexts.keep_last_inference(
             nodes, contexts, _priorities(self._scores['wm_pool'], depths, predictions)
         )
+        if self.observer is not None:
+            self.observer.expand(nodes, predictions)
         return latents
 
 

@@ -37,7 +37,7 @@ def predicted_value(
     Overview:
         Nodes of a high predicted value survive. Arguments and result as ``search_depth``.
     """
-    return _mean_bin(value)
+    return mean_bin(value).tolist()
 
 
 def predicted_reward(
@@ -47,7 +47,7 @@ def predicted_reward(
     Overview:
         Nodes of a high predicted reward survive. Arguments and result as ``search_depth``.
     """
-    return _mean_bin(reward)
+    return mean_bin(reward).tolist()
 
 
 SCORES: dict[str, Score] = {
@@ -106,6 +106,14 @@ def resolve_score(name: str, key_path: str) -> Score:
     return score
 
 
-def _mean_bin(logits: torch.Tensor) -> Sequence[float]:
+def mean_bin(logits: torch.Tensor) -> torch.Tensor:
+    """
+    Overview:
+        The number of the bin that a model expects.
+    Arguments:
+        - logits (:obj:`torch.Tensor`): :math:`(B, support_size)`.
+    Returns:
+        - bins (:obj:`torch.Tensor`): :math:`(B, )`.
+    """
     bins = torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-    return (logits.softmax(-1) @ bins).tolist()
+    return logits.softmax(-1) @ bins

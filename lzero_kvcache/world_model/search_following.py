@@ -5,7 +5,6 @@ from typing import Any, Optional
 
 import numpy as np
 import torch
-from lzero.policy.scaling_transform import inverse_scalar_transform
 
 from ..eviction import Expansion, SearchTree, SearchTreeNode
 from .cached_model import Predictions
@@ -36,7 +35,7 @@ class SearchFollower:
         Returns:
             - nodes (:obj:`List[SearchTreeNode]`): The roots.
         """
-        self._tree = SearchTree(len(policies), partial(self._priors, policies))
+        self._tree = SearchTree(len(policies), partial(self.priors, policies))
         return [SearchTreeNode(self._tree, number) for number in range(len(policies))]
 
     def expand(
@@ -52,30 +51,57 @@ class SearchFollower:
         Returns:
             - children (:obj:`List[Optional[SearchTreeNode]]`): The new nodes, one per row; None below None.
         """
-        rows = [row for row, parent in enumerate(parents) if parent is not None]
-        children: list[Optional[SearchTreeNode]] = [None] * len(parents)
-        if rows:
-            numbers = self._tree.expand(
-                [parents[row].number for row in rows], partial(self._expansion, rows, actions, predictions)
-            )
-            for row, number in zip(rows, numbers):
-                children[row] = SearchTreeNode(self._tree, number)
-        return children
+        rows: Optional[list[int]] = None
+        if None in parents:
+            rows = [row for row, parent in enumerate(parents) if parent is not None]
+        known = parents if rows is None else [parents[row] for row in rows]
+        numbers = iter(self._tree.expand(
+            [parent.number for parent in known], partial(self._expansion, rows, actions, predictions)
+        ) if known else ())
+        return [None if parent is None else SearchTreeNode(self._tree, next(numbers)) for parent in parents]
 
-    def _expansion(self, rows: Sequence[int], actions: torch.Tensor, predictions: Predictions) -> Expansion:
+    def _expansion(
+            self, rows: Optional[Sequence[int]], actions: torch.Tensor, predictions: Predictions
+    ) -> Expansion:
+        if rows is not None:
+            actions, predictions = actions[rows], Predictions(*(logits[rows] for logits in predictions))
+        count = len(actions)
+        rewards_and_values = self.scalars(torch.cat([predictions.reward[:, 0], predictions.value[:, 0]]))
         return Expansion(
-            np.full(len(rows), -1) if self._is_continuous else actions[rows].cpu().numpy(),
-            self._scalars(predictions.reward[rows, 0]), self._scalars(predictions.value[rows, 0]),
-            self._priors(predictions.policy[rows, 0]),
+            np.full(count, -1) if self._is_continuous else actions.cpu().numpy(),
+            rewards_and_values[:count], rewards_and_values[count:], self.priors(predictions.policy[:, 0]),
         )
 
-    def _priors(self, policies: torch.Tensor) -> np.ndarray:
+    def priors(self, policies: torch.Tensor) -> np.ndarray:
+        """
+        Overview:
+            What the model thinks of the actions at some nodes, before the search has tried any.
+        Arguments:
+            - policies (:obj:`torch.Tensor`): Policy logits, :math:`(B, ...)`.
+        Returns:
+            - priors (:obj:`np.ndarray`): :math:`(B, num_actions)`, summing to 1.
+        """
         if self._is_continuous:
             # Which actions the search samples at a node is not known before it takes them.
             return np.full((len(policies), self._num_actions), 1 / self._num_actions)
         return policies.float().softmax(-1).cpu().numpy()
 
-    def _scalars(self, logits: torch.Tensor) -> np.ndarray:
-        size = self._support_size
-        scalars = inverse_scalar_transform(logits.float(), size // 2, categorical_distribution=size > 1)
-        return scalars[:, 0].cpu().numpy()
+    def scalars(self, logits: torch.Tensor) -> np.ndarray:
+        """
+        Overview:
+            Rewards or values as the search is given them.
+        Arguments:
+            - logits (:obj:`torch.Tensor`): :math:`(B, support_size)`.
+        Returns:
+            - scalars (:obj:`np.ndarray`): In the environment's units, :math:`(B, )`.
+        """
+        if self._support_size > 1:
+            bins = torch.arange(self._support_size, dtype=torch.float32, device=logits.device)
+            logits = logits.float().softmax(-1) @ (bins - self._support_size // 2)
+        return _unscaled(logits.float().flatten().cpu().numpy())
+
+
+def _unscaled(scaled: np.ndarray, epsilon: float = 0.001) -> np.ndarray:
+    """The inverse of the scale that values are predicted in (https://arxiv.org/abs/1805.11593, Proposition A.2)."""
+    root = np.sqrt(1 + 4 * epsilon * (np.abs(scaled) + 1 + epsilon))
+    return np.sign(scaled) * (((root - 1) / (2 * epsilon)) ** 2 - 1)

@@ -1,0 +1,99 @@
+from collections.abc import Hashable, Mapping, Sequence
+from heapq import heappop, heappush
+from typing import Any
+
+from ..eviction import EvictionPolicy, Priority
+from ..pool import KVCachePool
+
+NEVER = float('inf')
+
+
+class Future:
+    """
+    Overview:
+        When each key of a pool will be asked for. Its owner counts ``now`` on.
+    """
+
+    def __init__(self) -> None:
+        self.now = 0
+        self._uses: Mapping[Hashable, Sequence[int]] = {}
+        self._next: dict[Hashable, int] = {}
+
+    def begin(self, uses: Mapping[Hashable, Sequence[int]]) -> None:
+        """
+        Overview:
+            A new future.
+        Arguments:
+            - uses (:obj:`Mapping[Hashable, Sequence[int]]`): By key, the times at which it is asked for, rising.
+        """
+        self.now = 0
+        self._uses = uses
+        self._next = {}
+
+    def next_use(self, key: Hashable) -> float:
+        """
+        Overview:
+            The first time after ``now`` at which a key is asked for; infinity: never.
+        Arguments:
+            - key (:obj:`Hashable`): The key.
+        """
+        uses, place = self._uses.get(key, ()), self._next.get(key, 0)
+        while place < len(uses) and uses[place] <= self.now:
+            place += 1
+        self._next[key] = place
+        return uses[place] if place < len(uses) else NEVER
+
+
+class BeladyEviction(EvictionPolicy):
+    """
+    Overview:
+        The entry that is asked for farthest in the future goes first (Belady 1966, "A study of replacement algorithms
+        for a virtual-storage computer"; optimal by Mattson et al. 1970). No strategy has more hits, but it has to know
+        the future: a bound, not a strategy of a run. Every operation costs amortised O(log n).
+    Arguments:
+        - future (:obj:`Future`): What will be asked for.
+    """
+
+    def __init__(self, future: Future) -> None:
+        self._future = future
+        self._coming_key: Hashable = None
+        self._keys: dict[int, Hashable] = {}
+        self._next_uses: dict[int, float] = {}
+        self._heap: list[tuple[float, int]] = []
+
+    def before_insert(self, key: Hashable) -> None:
+        self._coming_key = key
+
+    def insert(self, slot: int, priority: Priority = None) -> None:
+        self._keys[slot] = self._coming_key
+        self.touch(slot)
+
+    def remove(self, slot: int) -> None:
+        del self._keys[slot], self._next_uses[slot]
+
+    def touch(self, slot: int) -> None:
+        self._next_uses[slot] = self._future.next_use(self._keys[slot])
+        heappush(self._heap, (-self._next_uses[slot], slot))
+
+    def victim(self) -> int:
+        while True:
+            negative, slot = self._heap[0]
+            if self._next_uses.get(slot) == -negative:
+                return slot
+            heappop(self._heap)
+
+
+class BeladyPool(KVCachePool):
+    """
+    Overview:
+        A pool that knows its future, which no config can ask for.
+    Arguments:
+        - pool_size (:obj:`int`): The number of entries that fit.
+        - future (:obj:`Future`): What will be asked for.
+        - options (:obj:`Any`): As ``KVCachePool``.
+    """
+
+    def __init__(self, pool_size: int, future: Future, **options: Any) -> None:
+        super().__init__(pool_size, **options)
+        self._new_eviction_policy = lambda: BeladyEviction(future)
+        self.clear()

@@ -1,0 +1,68 @@
+"""Strategies as a simulation names them."""
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Union
+
+from ..checks import choices
+from ..eviction import EVICTION_REGISTRY, build_eviction_policy, parse_strategy
+
+# What a trace knows of the nodes. A function of the user's own would need the model's logits.
+SCORES = ('search_depth', 'predicted_value', 'predicted_reward')
+
+
+@dataclass(frozen=True)
+class Choice:
+    """
+    Overview:
+        One strategy.
+    Arguments:
+        - name (:obj:`str`): As tables and plots have it: 'lru', 'priority:predicted_value'.
+    """
+    name: str
+
+    @property
+    def strategy(self) -> Union[str, dict[str, Any]]:
+        """
+        Overview:
+            As a config has it.
+        """
+        name, _, score = self.name.partition(':')
+        return dict(type=name, score=score) if score else name
+
+
+# The bound; no name of a registered strategy.
+BELADY = Choice("Belady's optimum")
+
+
+def chosen_strategies(names: Iterable[str]) -> list[Choice]:
+    """
+    Overview:
+        The strategies to simulate.
+    Arguments:
+        - names (:obj:`Iterable[str]`): Registered names, 'priority:SCORE' for one score, or 'all'. A strategy that goes
+            by scores stands for each of ``SCORES``.
+    Returns:
+        - choices (:obj:`List[Choice]`): Each once.
+    Raises:
+        - ValueError: If there is no such strategy or score, or it cannot be built without options.
+    """
+    chosen: dict[Choice, None] = {}
+    for name in names:
+        for each in sorted(EVICTION_REGISTRY) if name == 'all' else [name]:
+            chosen.update(dict.fromkeys(_choices_of(each)))
+    return list(chosen)
+
+
+def _choices_of(given: str) -> list[Choice]:
+    name, _, score = given.partition(':')
+    if name not in EVICTION_REGISTRY:
+        raise ValueError(f'--strategies has {given!r}: {choices(name, [*EVICTION_REGISTRY, "all"])}')
+    parse_strategy(name, '--strategies')
+    goes_by_scores = hasattr(build_eviction_policy(name), 'score')
+    if score and not goes_by_scores:
+        raise ValueError(f'--strategies has {given!r}, but {name!r} goes by no score')
+    if score and score not in SCORES:
+        raise ValueError(f'--strategies has {given!r}, but a trace has no such score: {choices(score, SCORES)}')
+    if not goes_by_scores:
+        return [Choice(name)]
+    return [Choice(f'{name}:{each}') for each in ([score] if score else SCORES)]

@@ -1,0 +1,78 @@
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Optional
+
+from .format import DONE, EVENTS, HEAD, MAGIC, MANAGER, EventRecords, ManagerFacts, pack_block, pack_events
+
+logger = logging.getLogger('lzero_kvcache')
+
+
+class TraceWriter:
+    """
+    Overview:
+        Writes a trace, block by block, so that whatever ends the run leaves a readable file. A full disk ends the
+        trace, not the run: ``error`` says so, and the file ends with its last whole block.
+    Arguments:
+        - path (:obj:`Path`): The file, which must not exist.
+        - head (:obj:`dict`): What is run, for people; JSON.
+    Raises:
+        - OSError: If the file cannot be made, or exists.
+    """
+
+    def __init__(self, path: Path, head: dict[str, Any]) -> None:
+        self.error: Optional[OSError] = None
+        self.bytes_written = 0
+        self._path = path
+        self._managers = 0
+        # Without a buffer of its own, so that a process that is killed loses nothing that was written.
+        self._file = open(path, 'xb', buffering=0)
+        self._append(MAGIC + pack_block(HEAD, 0, json.dumps(head).encode()))
+
+    def add_manager(self, facts: ManagerFacts) -> int:
+        """
+        Overview:
+            Another world model takes part.
+        Arguments:
+            - facts (:obj:`ManagerFacts`): What it is like.
+        Returns:
+            - manager (:obj:`int`): Its number.
+        """
+        self._append(pack_block(MANAGER, self._managers, json.dumps(asdict(facts)).encode()))
+        self._managers += 1
+        return self._managers - 1
+
+    def write(self, manager: int, records: EventRecords) -> None:
+        """
+        Overview:
+            Write a block of events.
+        Arguments:
+            - manager (:obj:`int`): Whose.
+            - records (:obj:`EventRecords`): The events.
+        """
+        self._append(pack_block(EVENTS, manager, pack_events(records)))
+
+    def close(self, summary: dict[str, Any]) -> None:
+        """
+        Overview:
+            The run has ended.
+        Arguments:
+            - summary (:obj:`dict`): What it came to, for people; JSON.
+        """
+        self._append(pack_block(DONE, 0, json.dumps(summary).encode()))
+        self._file.close()
+
+    def _append(self, block: bytes) -> None:
+        if self.error is not None:
+            return
+        rest = memoryview(block)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest):]
+        except OSError as error:
+            self.error = error
+            logger.error(f'The trace ends here, the run goes on: {self._path} cannot be written: {error.strerror}')
+            self._file.truncate(self.bytes_written)
+            return
+        self.bytes_written += len(block)
