@@ -320,9 +320,10 @@ def html(tmp_path_factory):
 
 def test_the_report_of_a_finished_run(html):
     page = Page(html)
-    for words in ('Two strategies', 'In short', '80.00 %', 'kv_cache. strategy', 'lzero-kvcache ab configs/ab.py',
+    for words in ('Two strategies', 'In short', '80.00 %', 'lzero-kvcache ab configs/ab.py',
                   'a processor', '25 November 2026, 09:45 UTC', 'What the numbers mean', '3 of 3'):
         assert words in page.text
+    assert 'policy.model.world_model_cfg.kv_cache.strategy' in ''.join(page.texts)
     assert 'not done' not in page.text
     assert page.elements.count('h1') == 1 and page.elements.count('table') == 4
     alternatives = [value for tag, name, value in page.attributes if (tag, name) == ('svg', 'aria-label')]
@@ -416,7 +417,7 @@ def test_a_single_seed_has_no_interval_and_no_verdict(tmp_path):
     write_trial(tmp_path, 'lru', 5, return_last=90.0)
     page = page_of(tmp_path)
     assert '±' not in page.text.replace('Mean ± standard deviation', '')
-    assert 'none' in page.text and 'Cannot tell whether that is more than chance from one seed' in page.text
+    assert 'none' in page.text and 'Cannot tell whether that is more than chance from one common seed' in page.text
     table = page.text.split('Verdict')[1].split('Differences are paired')[0]
     assert 'cannot tell' in table and not {'better', 'worse'} & set(table.split())
 

@@ -1,6 +1,8 @@
 import json
 import os
+import re
 import shlex
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional
@@ -85,9 +87,7 @@ def _differences(run: RunRecord) -> list[list[dict[str, Any]]]:
         reference = values.pop(run.baseline)
         compared = {arm: difference(numbers, reference) for arm, numbers in values.items()}
         compared = {arm: changed for arm, changed in compared.items() if changed.count}
-        ends = [abs(end) for changed in compared.values() for end in (changed.low, changed.high, changed.mean)
-                if end is not None]
-        scale = max(ends, default=0) or 1
+        scale = _scale(compared.values())
         if compared:
             groups.append([
                 dict(
@@ -100,10 +100,20 @@ def _differences(run: RunRecord) -> list[list[dict[str, Any]]]:
     return groups
 
 
+def _scale(compared: Iterable[Difference]) -> float:
+    """The number at the end of a drawing: two seeds have intervals beside which those of three cannot be seen."""
+    compared = list(compared)
+    enough = [changed for changed in compared if changed.count >= MINIMUM_SEEDS] or compared
+    ends = [end for changed in enough for end in (changed.low, changed.high) if end is not None]
+    return max((abs(end) for end in [*ends, *(changed.mean for changed in compared)]), default=0) or 1
+
+
 def _positions(changed: Difference, scale: float) -> dict[str, Optional[float]]:
-    """Where the interval is drawn: from 0 to 100, zero in the middle."""
+    """Where the interval is drawn: from 0 to 100, zero in the middle, what is further away at the edge."""
     ends = dict(low=changed.low, mean=changed.mean, high=changed.high)
-    return {name: None if end is None else round(50 + 46 * end / scale, 1) for name, end in ends.items()}
+    return {
+        name: None if end is None else min(max(round(50 + 46 * end / scale, 1), 0), 100) for name, end in ends.items()
+    }
 
 
 def _command(run: RunRecord) -> list[str]:
@@ -118,9 +128,9 @@ def _literal(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _breakable(key_path: str) -> Markup:
-    """A key path that a narrow cell breaks behind its dots."""
-    return Markup('.<wbr>').join(key_path.split('.'))
+def _breakable(name: str) -> Markup:
+    """A name that a narrow cell breaks behind its dots and underscores."""
+    return Markup('<wbr>').join(re.split(r'(?<=[._])', name))
 
 
 def _time(iso: str) -> str:

@@ -212,6 +212,10 @@ def _svg(figure: Figure, name: str, alternative: Optional[str]) -> str:
     svg = re.sub(r"'(?:DejaVu Sans|sans-serif)'[^;\"]*", 'var(--font)', svg)
     # An id belongs to one element of a page, and Matplotlib numbers those of every figure alike.
     svg = re.sub(r'(\bid="|url\(#|href="#)', rf'\g<1>{name}-', svg)
-    svg = re.sub(r'\bd="[^"]*"', lambda path: re.sub(r'(\.\d\d)\d+', r'\1', path.group()), svg)
+    # A style element would be that of the whole page, not of this SVG.
+    svg = re.sub(r'<style.*?</style>', '', svg, flags=re.DOTALL)
+    # What nobody sees is more than half of the file.
+    svg = re.sub(r'\bd="[^"]*"', lambda path: re.sub(r'(\.\d)\d+', r'\1', path.group()), svg)
+    svg = re.sub(r'\n\s*', '\n', svg)
     spoken = 'aria-hidden="true"' if alternative is None else f'role="img" aria-label={quoteattr(alternative)}'
     return svg.replace('<svg', f'<svg {spoken}', 1)

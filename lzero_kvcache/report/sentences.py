@@ -110,7 +110,7 @@ def certainty(metric: Metric, compared: Difference) -> str:
     if verdict == 'nothing':
         return 'Cannot tell whether that is more than chance: no seed is done in both.'
     if verdict == 'few':
-        common = 'one seed' if seeds == 1 else f'{seeds} seeds'
+        common = 'one common seed' if seeds == 1 else f'{seeds} common seeds'
         return (f'Cannot tell whether that is more than chance from {common}: it takes {MINIMUM_SEEDS}, better '
                 f'{COMFORTABLE_SEEDS} or more.')
     if verdict == 'equal':
