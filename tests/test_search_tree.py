@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lzero.policy.scaling_transform import inverse_scalar_transform
 from models import build_model, kv_cache, observations
 from searches import search
 
 from lzero_kvcache import KVCachePool
 from lzero_kvcache.eviction import Expansion, SearchTree, SearchTreeNode
 from lzero_kvcache.eviction.tree import TreeEviction
+from lzero_kvcache.world_model.cached_model import Predictions
 
 NUM_SIMULATIONS = 40
 
@@ -166,3 +168,24 @@ def test_nothing_is_computed_where_nothing_is_evicted():
     root = model.initial_inference(torch.zeros_like(current), [-1] * 2, current, [np.array(0)] * 2)
     search(model, root, [np.array(0)] * 2, 20)
     assert model.world_model.kv_cache_inference._follower._tree._entered == 0
+
+
+def test_what_the_search_is_told_are_lightzeros_scalars_and_priors():
+    model = build_model(kv_cache=kv_cache(strategy='tree'))
+    world_model = model.world_model
+    follower = world_model.kv_cache_inference._follower
+    generator = torch.Generator().manual_seed(0)
+    size, num_actions = world_model.support_size, world_model.action_space_size
+    reward, value = (torch.randn(3, 1, size, generator=generator) * 5 for _ in range(2))
+    policy = torch.randn(3, 1, num_actions, generator=generator)
+    actions = torch.tensor([2, 0, 1])
+    roots = follower.begin(policy[:, 0])
+    children = follower.expand([roots[0], None, roots[2]], actions, Predictions(reward, policy, value))
+    assert [child and child.number for child in children] == [3, None, 4]
+    (_, expansion), = roots[0].tree._pending
+    seen = expansion()
+    for scalars, logits in ((seen.rewards, reward), (seen.values, value)):
+        expected = inverse_scalar_transform(logits[[0, 2], 0], size // 2, categorical_distribution=True)
+        np.testing.assert_allclose(scalars, expected[:, 0], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(seen.priors, policy[[0, 2], 0].softmax(-1), rtol=1e-5)
+    assert seen.actions.tolist() == [2, 1]

@@ -7,7 +7,10 @@ import numpy as np
 # The range of values below which LightZero's search does not stretch them to [0, 1].
 SMALLEST_RANGE = 0.01
 
-_PER_NODE = ('_parents', '_trees', '_depths', '_visits', '_value_sums', '_rewards', '_prior', '_untried_priors')
+_PER_NODE = dict(
+    _parents=np.int64, _trees=np.int64, _depths=np.int64, _visits=np.float64, _value_sums=np.float64,
+    _rewards=np.float64, _prior=np.float64, _untried_priors=np.float64, _best_untried=np.float64,
+)
 
 
 class Expansion(NamedTuple):
@@ -80,24 +83,22 @@ class SearchTree:
         """
         self._catch_up()
         count = self.num_nodes
-        below = np.arange(self._num_roots, count)
-        parents, visits = self._parents[:count], self._visits[:count]
-        of_parent = parents[below]
-        levels = np.split(below[np.argsort(self._depths[below], kind='stable')],
-                          np.cumsum(np.bincount(self._depths[below]))[1:-1])
+        below = slice(self._num_roots, count)
+        visits, of_parent = self._visits[:count], self._parents[below]
+        levels = [np.array(nodes) for nodes in self._nodes_by_depth[1:]]
 
         q_values = self._rewards[:count] + self._discount_factor * self._value_sums[:count] / np.maximum(visits, 1)
         expected = self._expected_q(q_values, levels)
         exploration = self._exploration(visits)
         scores = self._scaled(q_values)
         scores[below] += exploration[of_parent] * self._prior[below] / (visits[below] + 1)
-        untried = self._scaled(expected) + exploration * self._untried_priors[:count].max(1)
+        untried = self._scaled(expected) + exploration * self._best_untried[:count]
 
         best = untried.copy()
         np.maximum.at(best, of_parent, scores[below])
         lacking = np.zeros(count)
         for nodes in levels:
-            above = parents[nodes]
+            above = self._parents[nodes]
             lacking[nodes] = lacking[above] + best[above] - scores[nodes]
         return untried - best - lacking
 
@@ -134,54 +135,68 @@ class SearchTree:
 
     def _enter_roots(self) -> None:
         priors = np.asarray(self._root_priors(), dtype=np.float64)
-        roots = len(priors)
-        self._parents = np.arange(roots)
-        self._trees = np.arange(roots)
-        self._depths = np.zeros(roots, dtype=np.int64)
-        self._visits = np.zeros(roots)
-        self._value_sums, self._rewards = np.zeros(roots), np.zeros(roots)
-        self._prior = np.ones(roots)
-        self._untried_priors = priors.copy()
-        self._lowest, self._highest = np.full(roots, np.inf), np.full(roots, -np.inf)
-        self._entered = roots
+        count, self._num_actions = priors.shape
+        self._allocate(count)
+        self._parents[:] = self._trees[:] = np.arange(count)
+        self._untried_priors[:] = priors
+        self._best_untried[:] = priors.max(1)
+        self._lowest, self._highest = np.full(count, np.inf), np.full(count, -np.inf)
+        self._nodes_by_depth = [list(range(count))]
+        self._entered = count
+
+    def _allocate(self, size: int) -> None:
+        former = {name: getattr(self, name, None) for name in _PER_NODE}
+        for name, dtype in _PER_NODE.items():
+            shape = (size, self._num_actions) if name == '_untried_priors' else (size, )
+            setattr(self, name, np.zeros(shape, dtype=dtype))
+            if former[name] is not None:
+                getattr(self, name)[:len(former[name])] = former[name]
 
     def _enter(self, parents: np.ndarray, expansion: Expansion) -> None:
         first, count = self._entered, len(parents)
-        new = np.arange(first, first + count)
-        self._make_room(first + count)
+        self._entered += count
+        if self._entered > len(self._parents):
+            self._allocate(max(self._entered, 2 * len(self._parents)))
+        new = np.arange(first, self._entered)
         untried = self._untried_priors[parents]
         actions = np.where(expansion.actions < 0, untried.argmax(1), expansion.actions)
         self._parents[new] = parents
         self._trees[new] = self._trees[parents]
         self._depths[new] = self._depths[parents] + 1
         self._prior[new] = np.maximum(untried[np.arange(count), actions], 0)
+        self._rewards[new] = expansion.rewards
         self._untried_priors[parents, actions] = -np.inf
         self._untried_priors[new] = expansion.priors
-        self._rewards[new] = expansion.rewards
-        self._entered += count
-        self._back_up(new, np.array(expansion.values, dtype=np.float64))
+        changed = np.concatenate([parents, new])
+        self._best_untried[changed] = self._untried_priors[changed].max(1)
+        for node, depth in zip(new.tolist(), self._depths[new].tolist()):
+            if depth == len(self._nodes_by_depth):
+                self._nodes_by_depth.append([])
+            self._nodes_by_depth[depth].append(node)
+        self._back_up(new.tolist(), np.asarray(expansion.values, dtype=np.float64).tolist())
 
-    def _back_up(self, nodes: np.ndarray, returns: np.ndarray) -> None:
-        while len(nodes):
-            trees, rewards = self._trees[nodes], self._rewards[nodes]
-            self._visits[nodes] += 1
-            self._value_sums[nodes] += returns
-            q_values = rewards + self._discount_factor * self._value_sums[nodes] / self._visits[nodes]
-            self._lowest[trees] = np.minimum(self._lowest[trees], q_values)
-            self._highest[trees] = np.maximum(self._highest[trees], q_values)
-            below_roots = nodes >= self._num_roots
-            returns = (rewards + self._discount_factor * returns)[below_roots]
-            nodes = self._parents[nodes[below_roots]]
-
-    def _make_room(self, needed: int) -> None:
-        if needed <= len(self._parents):
-            return
-        size = max(needed, 2 * len(self._parents))
-        for name in _PER_NODE:
-            former = getattr(self, name)
-            larger = np.zeros((size, *former.shape[1:]), dtype=former.dtype)
-            larger[:len(former)] = former
-            setattr(self, name, larger)
+    def _back_up(self, nodes: Sequence[int], values: Sequence[float]) -> None:
+        # Paths are short: views of single numbers beat arrays of a few.
+        parents, visits, value_sums, rewards = map(
+            memoryview, (self._parents, self._visits, self._value_sums, self._rewards)
+        )
+        for node, value in zip(nodes, values):
+            tree = self._trees[node]
+            lowest, highest = self._lowest[tree], self._highest[tree]
+            while True:
+                visits[node] += 1
+                value_sums[node] += value
+                reward = rewards[node]
+                q_value = reward + self._discount_factor * value_sums[node] / visits[node]
+                if q_value < lowest:
+                    lowest = q_value
+                if q_value > highest:
+                    highest = q_value
+                if node < self._num_roots:
+                    break
+                value = reward + self._discount_factor * value
+                node = parents[node]
+            self._lowest[tree], self._highest[tree] = lowest, highest
 
 
 class SearchTreeNode(NamedTuple):

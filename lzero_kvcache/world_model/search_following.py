@@ -56,17 +56,27 @@ class SearchFollower:
             rows = [row for row, parent in enumerate(parents) if parent is not None]
         known = parents if rows is None else [parents[row] for row in rows]
         numbers = iter(self._tree.expand(
-            [parent.number for parent in known], partial(self._expansion, rows, actions, predictions)
+            [parent.number for parent in known], partial(self.expansion, rows, actions, predictions)
         ) if known else ())
         return [None if parent is None else SearchTreeNode(self._tree, next(numbers)) for parent in parents]
 
-    def _expansion(
+    def expansion(
             self, rows: Optional[Sequence[int]], actions: torch.Tensor, predictions: Predictions
     ) -> Expansion:
+        """
+        Overview:
+            What a search tree is told of new nodes.
+        Arguments:
+            - rows (:obj:`Optional[Sequence[int]]`): Those of the batch that count; None: all.
+            - actions (:obj:`torch.Tensor`): The actions that lead to the batch's nodes, :math:`(B, ...)`.
+            - predictions (:obj:`Predictions`): What the model says of them.
+        Returns:
+            - expansion (:obj:`Expansion`): One row for each that counts.
+        """
         if rows is not None:
             actions, predictions = actions[rows], Predictions(*(logits[rows] for logits in predictions))
         count = len(actions)
-        rewards_and_values = self.scalars(torch.cat([predictions.reward[:, 0], predictions.value[:, 0]]))
+        rewards_and_values = self._scalars(torch.cat([predictions.reward[:, 0], predictions.value[:, 0]]))
         return Expansion(
             np.full(count, -1) if self._is_continuous else actions.cpu().numpy(),
             rewards_and_values[:count], rewards_and_values[count:], self.priors(predictions.policy[:, 0]),
@@ -86,15 +96,7 @@ class SearchFollower:
             return np.full((len(policies), self._num_actions), 1 / self._num_actions)
         return policies.float().softmax(-1).cpu().numpy()
 
-    def scalars(self, logits: torch.Tensor) -> np.ndarray:
-        """
-        Overview:
-            Rewards or values as the search is given them.
-        Arguments:
-            - logits (:obj:`torch.Tensor`): :math:`(B, support_size)`.
-        Returns:
-            - scalars (:obj:`np.ndarray`): In the environment's units, :math:`(B, )`.
-        """
+    def _scalars(self, logits: torch.Tensor) -> np.ndarray:
         if self._support_size > 1:
             bins = torch.arange(self._support_size, dtype=torch.float32, device=logits.device)
             logits = logits.float().softmax(-1) @ (bins - self._support_size // 2)
