@@ -150,19 +150,16 @@ class SearchRecorder(SearchObserver):
         made = [nodes for nodes in self._nodes if isinstance(nodes, _NewNodes)]
         if not made:
             return self._nodes
-        rewards = torch.cat([nodes.predictions.reward for nodes in made])[:, 0]
-        values = torch.cat([nodes.predictions.value for nodes in made])[:, 0]
-        records = np.zeros(len(rewards), dtype=node_type(self._facts.num_priors))
+        records = np.zeros(sum(len(nodes.parents) for nodes in made), dtype=node_type(self._facts.num_priors))
         records['parent'] = np.concatenate([nodes.parents for nodes in made])
         records['depth'] = np.concatenate([nodes.depths for nodes in made])
         records['tokens'] = np.concatenate([nodes.tokens for nodes in made])
-        if self._facts.samples_actions:
-            records['action'] = -1
-        else:
-            records['action'] = torch.cat([nodes.actions for nodes in made]).cpu().numpy().reshape(-1)
-            records['priors'] = self._follower.priors(torch.cat([nodes.predictions.policy for nodes in made])[:, 0])
-        records['reward'], records['value'] = self._follower.scalars(rewards), self._follower.scalars(values)
-        # Batch by batch: a product's last bits may depend on the number of its rows, and ties on the last bits.
+        # Batch by batch, as strategies are told: a product's last bits depend on its number of rows, and ties on those.
+        expansions = [self._follower.expansion(None, nodes.actions, nodes.predictions) for nodes in made]
+        for name, column in (('action', 'actions'), ('reward', 'rewards'), ('value', 'values')):
+            records[name] = np.concatenate([getattr(expansion, column) for expansion in expansions])
+        if self._facts.num_priors:
+            records['priors'] = np.concatenate([expansion.priors for expansion in expansions])
         records['reward_bin'] = torch.cat([mean_bin(nodes.predictions.reward.flatten(1)) for nodes in made]).cpu()
         records['value_bin'] = torch.cat([mean_bin(nodes.predictions.value.flatten(1)) for nodes in made]).cpu()
         batches = iter(np.split(records, np.cumsum([len(nodes.parents) for nodes in made])[:-1]))
