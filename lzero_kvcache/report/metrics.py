@@ -50,14 +50,16 @@ class Metric:
             return NOTHING
         return f'{self._number(value, beside)}{SPACE}%' if self.unit == '%' else self._number(value, beside)
 
-    def with_unit(self, value: float) -> str:
+    def with_unit(self, value: float, beside: Optional[float] = None) -> str:
         """
         Overview:
             A value with its unit, for a sentence.
         Arguments:
             - value (:obj:`float`): The value.
+            - beside (:obj:`Optional[float]`): As above.
         """
-        return f'{self.text(value)}{SPACE}{self.unit}' if self.unit not in ('', '%') else self.text(value)
+        text = self.text(value, beside)
+        return text if self.unit in ('', '%') else f'{text}{SPACE}{self.unit}'
 
     def change(self, value: float, beside: Optional[float] = None) -> str:
         """

@@ -89,9 +89,10 @@ def answer(run: RunRecord, metric: Metric) -> Answer:
     compared = difference(values[best], values[other])
     missing = [arm for arm in run.arms if arm not in means]
     silent = f' There is no figure for {_listed(missing)}.' if missing else ''
+    larger = max(means[best], means[other], key=abs)
     return Answer(
-        f"{best} had the {SUPERLATIVES[metric.better]} mean {name}, {metric.with_unit(means[best])} against "
-        f'{metric.with_unit(means[other])} of {other}, {role}. {certainty(metric, compared)}{silent}',
+        f"{best} had the {SUPERLATIVES[metric.better]} mean {name}, {metric.with_unit(means[best], larger)} against "
+        f'{metric.with_unit(means[other], larger)} of {other}, {role}. {certainty(metric, compared)}{silent}',
         best, other, compared.verdict in ('higher', 'lower')
     )
 
