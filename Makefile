@@ -3,7 +3,7 @@ PYTHON ?=
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint roms clean
+.PHONY: help demo test lint roms egl clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
@@ -12,13 +12,23 @@ help:  ## list the targets
 demo: $(VENV)/.installed  ## set up .venv and train UniZero on CartPole with the managed cache, for a minute
 	$(VENV)/bin/python -m zoo_examples.classic_control.cartpole_unizero --max-env-step 300
 
-test: $(VENV)/.installed roms  ## set up .venv and run the tests
+test: $(VENV)/.installed roms $(if $(CI),egl)  ## set up .venv and run the tests
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed  ## check the style with ruff
 	$(VENV)/bin/python -m ruff check .
 
 roms: $(VENV)/.roms-imported  ## bring Atari's ROMs into .venv
+
+# Without a display dm-control renders by it. 'make test' skips what needs it; on a CI machine nobody is asked.
+egl:  ## install EGL where it is missing, by apt-get and as root, for images of the DeepMind Control Suite
+	@if ldconfig -p | grep -q libEGL.so.1; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+		{ apt-get update -qq && apt-get install -y -qq libegl1; } || \
+			echo "apt-get could not install libegl1: tests that render are skipped."; \
+	else \
+		echo "There is no EGL here, and installing it takes root and apt-get: tests that render are skipped."; \
+	fi
 
 clean:  ## remove .venv, builds and caches; the runs in data_*/ stay
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

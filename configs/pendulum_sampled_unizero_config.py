@@ -1,15 +1,10 @@
 """Pendulum, Sampled UniZero (continuous actions, learned positions), small enough for a laptop's CPU."""
 from copy import deepcopy
 
-from zoo.classic_control.pendulum.config.pendulum_cont_sampled_unizero_config import create_config, main_config
+from configs.research.pendulum_sampled_unizero_config import create_config, main_config
 
 main_config, create_config = deepcopy(main_config), deepcopy(create_config)
 
-# All that the cache needs; what follows only makes the run small.
-create_config.policy.import_names = ['lzero_kvcache.plugin']
-main_config.policy.model.world_model_cfg.kv_cache = dict(strategy='lru')
-
-# The stock scale is meant for a GPU.
 main_config.exp_name = 'data_unizero/pendulum_sampled_unizero_kv_cache'
 main_config.env.update(collector_env_num=2, evaluator_env_num=1, n_evaluator_episode=1)
 main_config.policy.update(

@@ -1,27 +1,51 @@
 """The command-line options that all examples share."""
 from datetime import datetime
+from functools import wraps
+from importlib import import_module
 from os.path import relpath
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import click
 from easydict import EasyDict
 
+# The folder of each scale's configs.
+SCALES = dict(laptop='configs', research='configs.research')
+RESEARCH_MAX_ENV_STEP = 500_000
 
-def run_options(default_max_env_step: Optional[int] = None) -> Callable:
+
+def run_options(config: str, max_env_step: Optional[int] = None) -> Callable:
     """
     Overview:
-        Decorate an example's main function with the common options.
+        Decorate an example's main function with the common options. It is called with ``main_config``,
+        ``create_config``, the run's folder ``exp_name``, ``seed``, its own options and, if it trains, ``max_env_step``.
     Arguments:
-        - default_max_env_step (:obj:`Optional[int]`): The budget in environment steps if none is given; None: the
-            example has no budget.
+        - config (:obj:`str`): The config's module, which is in ``configs/`` and ``configs/research/``.
+        - max_env_step (:obj:`Optional[int]`): The budget in environment steps at laptop scale, if none is given; None:
+            the example has no budget.
     """
 
     def decorate(command: Callable) -> Callable:
+
+        @wraps(command)
+        def with_configs(
+                scale: str, strategy: str, recur_pool_size: Optional[int], mode: str, rope_positions: Optional[str],
+                exp_name: Optional[str], **options
+        ) -> None:
+            module = import_module(f'{SCALES[scale]}.{config}')
+            main_config = module.main_config
+            apply_options(main_config, strategy, recur_pool_size, mode, rope_positions, exp_name)
+            if 'max_env_step' in options and options['max_env_step'] is None:
+                options['max_env_step'] = max_env_step if scale == 'laptop' else RESEARCH_MAX_ENV_STEP
+            command(main_config, module.create_config, main_config.exp_name, **options)
+
         options = [
-            click.option('--max-env-step', default=default_max_env_step, show_default=True, type=click.IntRange(1),
-                         help='Environment steps to collect.'),
-        ] if default_max_env_step else []
+            click.option('--max-env-step', type=click.IntRange(1),
+                         help='Environment steps to collect.  '
+                              f'[default: {max_env_step}; at research scale {RESEARCH_MAX_ENV_STEP}]'),
+        ] if max_env_step else []
         options += [
+            click.option('--scale', default='laptop', show_default=True, type=click.Choice(list(SCALES)),
+                         help='Size of model, batches and searches. research: as in the zoo, for a GPU.'),
             click.option('--strategy', default='lru', show_default=True, help='Eviction strategy of all pools.'),
             click.option('--recur-pool-size', type=int, help="Entries of the search nodes' pool."),
             click.option('--mode', default='managed', show_default=True, help='managed, legacy or validate.'),
@@ -31,24 +55,22 @@ def run_options(default_max_env_step: Optional[int] = None) -> Callable:
             click.option('--exp-name', help="Folder of the run.  [default: the config's, and the time]"),
         ]
         for option in reversed(options):
-            command = option(command)
-        return click.command(help=command.__doc__)(command)
+            with_configs = option(with_configs)
+        return click.command(help=command.__doc__)(with_configs)
 
     return decorate
 
 
 def apply_options(
         main_config: EasyDict, strategy: str, recur_pool_size: Optional[int], mode: str,
-        rope_positions: Optional[str], exp_name: Optional[str], **_: Any
-) -> str:
+        rope_positions: Optional[str], exp_name: Optional[str]
+) -> None:
     """
     Overview:
         Write the options into a config.
     Arguments:
         - main_config (:obj:`EasyDict`): The config, changed in place.
         - strategy, recur_pool_size, mode, rope_positions, exp_name: The options.
-    Returns:
-        - exp_name (:obj:`str`): The folder of the run.
     """
     kv_cache = main_config.policy.model.world_model_cfg.kv_cache
     kv_cache.update(strategy=strategy, mode=mode)
@@ -58,4 +80,3 @@ def apply_options(
         kv_cache.recur_pool = dict(size=recur_pool_size)
     # DI-engine puts './' before it, which would make an absolute path a relative one.
     main_config.exp_name = relpath(exp_name or f'{main_config.exp_name}_{datetime.now():%y%m%d_%H%M%S}')
-    return main_config.exp_name

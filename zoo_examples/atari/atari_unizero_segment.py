@@ -1,14 +1,13 @@
+from easydict import EasyDict
 from lzero.entry import train_unizero_segment
 
-from configs.atari_unizero_segment_config import create_config, main_config
 from lzero_kvcache.progress import run_progress
-from zoo_examples.options import apply_options, run_options
+from zoo_examples.options import run_options
 
 
-@run_options(default_max_env_step=1000)
-def main(max_env_step: int, seed: int, **options) -> None:
+@run_options('atari_unizero_segment_config', max_env_step=1000)
+def main(main_config: EasyDict, create_config: EasyDict, exp_name: str, max_env_step: int, seed: int) -> None:
     """Train UniZero on Pong by segments, reanalysing the replay buffer, with the managed KV cache."""
-    exp_name = apply_options(main_config, **options)
     with run_progress(exp_name, max_env_step):
         train_unizero_segment([main_config, create_config], seed=seed, max_env_step=max_env_step)
 

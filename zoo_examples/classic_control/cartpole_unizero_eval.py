@@ -1,16 +1,15 @@
 import click
+from easydict import EasyDict
 from lzero.entry import eval_muzero
 
-from configs.cartpole_unizero_config import create_config, main_config
 from lzero_kvcache.progress import run_progress
-from zoo_examples.options import apply_options, run_options
+from zoo_examples.options import run_options
 
 
 @click.argument('checkpoint', type=click.Path(exists=True, dir_okay=False))
-@run_options()
-def main(checkpoint: str, seed: int, **options) -> None:
+@run_options('cartpole_unizero_config')
+def main(main_config: EasyDict, create_config: EasyDict, exp_name: str, checkpoint: str, seed: int) -> None:
     """Evaluate a CartPole CHECKPOINT, e.g. EXP_NAME/ckpt/ckpt_best.pth.tar, with the managed KV cache."""
-    exp_name = apply_options(main_config, **options)
     with run_progress(exp_name):
         mean_return, _ = eval_muzero([main_config, create_config], seed=seed, model_path=checkpoint)
     click.echo(f'mean return: {mean_return}')
