@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 from ..checks import check_count, choices
 from ..config import KEY_PATH, KVCacheConfig
-from ..experiment import Experiment, apply_overrides, import_environment, run_config_file, switch_cache_on
+from ..experiment import Experiment, apply_overrides, check_environment, run_config_file, switch_cache_on
 from ..experiment.config_file import POLICY_TYPES, experiment_of
 from ..experiment.overrides import PLUGIN
 from .buildable import check_buildable
@@ -181,7 +181,7 @@ def _experiment(base: Experiment, arm: str, overrides: Mapping[str, Any]) -> Exp
             raise ValueError(f'create_config.policy.type is {policy_type!r}: '
                              f'{choices(policy_type, POLICY_TYPES)}')
         _use_plugin(experiment)
-        import_environment(experiment)
+        check_environment(experiment)
         check_buildable(experiment, key_path)
     except ValueError as error:
         # The cache's own checks name the place in the config, which an arm's author has not written.

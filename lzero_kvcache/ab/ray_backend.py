@@ -81,7 +81,7 @@ class RayBackend(Backend):
             - ValueError: If the cluster cannot be reached.
         """
         self._connect()
-        marker = folder.path.resolve() / f'.marker-{uuid4().hex}'
+        marker = marker_in(folder)
         try:
             with disk_full_named(marker):
                 marker.touch()
@@ -125,6 +125,16 @@ class RayBackend(Backend):
                     yield _bring_home(reference, spec, folder)
         finally:
             _cancel(list(running))
+
+
+def marker_in(folder: RunFolder) -> Path:
+    """
+    Overview:
+        A file by whose presence a worker knows that it shares the file system.
+    Arguments:
+        - folder (:obj:`RunFolder`): The run's.
+    """
+    return folder.path.resolve() / f'.marker-{uuid4().hex}'
 
 
 def _check_answers(address: str) -> None:
