@@ -14,7 +14,13 @@ from training import read_scalars
 from lzero_kvcache.cli import main
 
 CARTPOLE = 'zoo/classic_control/cartpole/config/cartpole_unizero_config.py'
-SMALL = ['--set', 'policy.num_simulations=3', '--set', 'policy.batch_size=8', '--set', 'policy.update_per_collect=2']
+SMALL = [
+    option for change in (
+        'policy.num_simulations=3', 'policy.batch_size=8', 'policy.update_per_collect=2', 'policy.n_episode=2',
+        'policy.collector_env_num=2', 'env.collector_env_num=2', 'policy.evaluator_env_num=1',
+        'env.evaluator_env_num=1', 'env.n_evaluator_episode=1',
+    ) for option in ('--set', change)
+]
 INTERRUPTED = 130
 
 
@@ -43,11 +49,11 @@ def test_a_stock_config_trains_with_the_cache_and_goes_on_from_its_checkpoint(tm
     assert 'kv_cache/collect_recur_pool/hit_rate' in read_scalars(tmp_path / 'runs/first/log/serial')
     assert 'strategy' in (tmp_path / 'runs/first/total_config.py').read_text()
 
-    second = run(tmp_path, environment, CARTPOLE, '--max-env-step', '20', '--exp-name', 'second', '--mode', 'validate',
+    second = run(tmp_path, environment, CARTPOLE, '--max-env-step', '20', '--exp-name', 'second', '--mode', 'legacy',
                  '--checkpoint', 'runs/first/ckpt/ckpt_best.pth.tar', '--set', 'create_config.env_manager.type=base',
                  *SMALL)
     assert second.returncode == 0, second.stdout + second.stderr
-    assert re.search(r'\d+ predictions agreed', second.stdout)
+    assert 'recur_pool' not in second.stdout
     assert 'Pretrained model loaded successfully' in (tmp_path / 'second.log').read_text()
 
 
@@ -95,7 +101,7 @@ def test_a_failure_in_training_shows_its_traceback(tmp_path, environment):
     )
     completed = run(tmp_path, environment, 'my_config.py', '--exp-name', 'run', *SMALL)
     assert completed.returncode == 1
-    assert 'RuntimeError: the pole is broken' in completed.stdout
+    assert re.search('RuntimeError: .* the pole is broken', completed.stdout)
     assert 'Traceback' in (tmp_path / 'run.log').read_text()
     assert completed.stderr.startswith('Error: the run has failed: ')
     assert 'run/ckpt' in completed.stderr and 'run.log' in completed.stderr

@@ -6,7 +6,7 @@ import zoo
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lzero_kvcache.experiment import apply_options, apply_overrides, import_environment, load_experiment
+from lzero_kvcache.experiment import apply_options, apply_overrides, check_environment, load_experiment
 from lzero_kvcache.experiment.assignments import nested, parse_assignment
 from lzero_kvcache.experiment.run_folder import check_new_folder, newest_checkpoint
 
@@ -149,10 +149,21 @@ def test_keys_that_only_the_environment_knows():
     assert experiment.main_config.env.collect_max_episode_steps == 20
 
 
-def test_an_environment_whose_package_is_missing_is_named(cartpole):
+def test_an_environment_that_cannot_begin_is_named(cartpole):
+    check_environment(cartpole)
     cartpole.create_config.env.import_names = ['zoo.no_such_room']
     with pytest.raises(ValueError, match=r"create_config.env.import_names has 'zoo.no_such_room'.*'zoo.no_such_room'"):
-        import_environment(cartpole)
+        check_environment(cartpole)
+    atari = load_experiment(ATARI, ['--env', 'PongNoFrameskip-v4'])
+    atari.main_config.env.env_id = 'PingNoFrameskip-v4'
+    with pytest.raises(ValueError, match="'atari_lightzero' cannot begin: .*Ping"):
+        check_environment(atari)
+
+
+def test_what_the_config_file_says_of_its_arguments_is_passed_on(capsys):
+    with pytest.raises(ValueError, match='ended by itself, with status 2.*unrecognized arguments: --sed 3'):
+        load_experiment(ATARI, ['--sed', '3'])
+    assert 'unrecognized arguments' in capsys.readouterr().err
 
 
 LITERALS = st.recursive(

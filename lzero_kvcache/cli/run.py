@@ -48,11 +48,11 @@ def run(
     # What importing LightZero prints is of no use.
     with TemporaryDirectory() as folder, output_to(Path(folder) / 'loading.log') as screen:
         with screen.status(f'Loading LightZero and {config} ...'):
-            from ..experiment import apply_options, import_environment, load_experiment
+            from ..experiment import apply_options, check_environment, load_experiment
             try:
                 experiment = load_experiment(config, config_arguments)
                 apply_options(experiment, assignments, strategy, recur_pool_size, mode)
-                import_environment(experiment)
+                check_environment(experiment)
             except ValueError as error:
                 refusal = error
     if refusal is not None:

@@ -23,4 +23,4 @@ def gpu() -> list[Finding]:
             'GPU', WARNING, f'nvidia-smi is there, but PyTorch {torch.__version__} finds no GPU: the CPU is used',
             "nvidia-smi; then the command that https://pytorch.org/get-started/locally gives for the driver's CUDA"
         )]
-    return [Finding('GPU', OK, f'none, the CPU is used, {torch.get_num_threads()} threads')]
+    return [Finding('GPU', OK, f'none, the CPU is used (threads: {torch.get_num_threads()})')]

@@ -1,6 +1,6 @@
 """A LightZero config file as it would run: loaded unedited, changed, run by its stock entry."""
 from .config_file import ENTRIES, Experiment, load_experiment, run_config_file
-from .environment import import_environment
+from .environment import check_environment
 from .options import apply_options
 from .overrides import apply_overrides, switch_cache_on
 
@@ -9,7 +9,7 @@ __all__ = [
     'Experiment',
     'apply_options',
     'apply_overrides',
-    'import_environment',
+    'check_environment',
     'load_experiment',
     'run_config_file',
     'switch_cache_on',

@@ -2,9 +2,10 @@ import inspect
 import runpy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass
+from io import StringIO
 from os.path import relpath
 from pathlib import Path
 from typing import Any, Optional
@@ -143,12 +144,18 @@ def run_config_file(path: Path, run_name: str = 'config', arguments: Sequence[st
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     try:
-        with patch.object(sys, 'argv', [str(path), *arguments]):
+        with patch.object(sys, 'argv', [str(path), *arguments]), redirect_stderr(StringIO()) as said:
             return runpy.run_path(str(path), run_name=run_name)
     except Exception as error:
         raise ValueError(f'{path} cannot be executed: {type(error).__name__}: {error}') from error
     except SystemExit as error:
-        raise ValueError(f'{path} ended by itself, with status {error.code}, before it called an entry') from error
+        # The last line of argparse says what it did not like.
+        reason = ''.join(f': {line}' for line in said.getvalue().splitlines()[-1:])
+        raise ValueError(
+            f'{path} ended by itself, with status {error.code}, before it called an entry{reason}'
+        ) from error
+    finally:
+        sys.stderr.write(said.getvalue())
 
 
 @contextmanager

@@ -3,14 +3,14 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Optional
 
-from ding.utils import ENV_REGISTRY, POLICY_REGISTRY, deep_merge_dicts
+from ding.utils import POLICY_REGISTRY, deep_merge_dicts
 from ding.worker import BaseLearner
 from easydict import EasyDict
 
 from ..checks import choices
 from ..config import KVCacheConfig
 from .config_file import Experiment
-from .environment import import_environment
+from .environment import environment_class
 
 PLUGIN = 'lzero_kvcache.plugin'
 STOCK_POLICIES = ('lzero.policy.unizero', 'lzero.policy.sampled_unizero')
@@ -83,9 +83,7 @@ def _policy_defaults(experiment: Experiment) -> Mapping[str, Any]:
 
 
 def _env_defaults(experiment: Experiment) -> Mapping[str, Any]:
-    env = experiment.create_config.env
-    import_environment(experiment)
-    return ENV_REGISTRY.get(env.type).default_config()
+    return environment_class(experiment).default_config()
 
 
 def _merge(config: EasyDict, changes: Mapping[str, Any], defaults: Optional[Mapping], key_path: str) -> None:

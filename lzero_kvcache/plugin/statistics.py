@@ -150,7 +150,7 @@ class RunHook(LearnerHook):
                 reporter.tb_logger = learner.tb_logger
         elif self.position == 'after_iter':
             if reporter is not None and learner.collector_envstep >= 0:
-                # Steps that the random policy has collected took no search.
+                # Where several processes collect, each sees its own searches only.
                 reporter.env_steps = learner.collector_envstep
             for listener in list(step_listeners):
                 listener('learn', 0, None)
