@@ -141,9 +141,9 @@ def dots_panel(
         axes.set_yticks(range(len(values)), [_shortened(arm) for arm in values])
         axes.tick_params(axis='y', length=0, labelcolor=INK)
         axes.grid(False, axis='y')
-        axes.xaxis.set_major_locator(MaxNLocator(4))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=metric.counts))
         # Differences of a few percent shall look like that.
-        span = 0.05 if metric.unit == '%' else 0.05 * max(map(abs, axes.get_xlim()))
+        span = 0.05 if metric.unit == '%' else max(0.05 * max(map(abs, axes.get_xlim())), metric.counts)
         axes.set_xlim(*_widened(axes.get_xlim(), span, metric.unit))
         if metric.unit == '%':
             axes.xaxis.set_major_formatter(FuncFormatter(_percent))
