@@ -3,7 +3,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ctypes.util import find_library
 from functools import cache
 
@@ -11,13 +11,16 @@ logger = logging.getLogger('lzero_kvcache')
 
 
 @cache
-def choose_renderer() -> None:
+def prepare_rendering() -> None:
     """
     Overview:
-        Let dm-control render by EGL or OSMesa where ``MUJOCO_GL`` is not set and there is no display. Left to itself
-        it takes GLFW, which needs one. Setting ``MUJOCO_GL`` here would be too late: gymnasium has long imported
-        dm-control, by its plugin shimmy.
+        Once per process, before anything is rendered: let dm-control render by EGL or OSMesa where ``MUJOCO_GL`` is
+        not set and there is no display. Left to itself it takes GLFW, which needs one. Setting ``MUJOCO_GL`` here would
+        be too late: gymnasium has long imported dm-control, by its plugin shimmy.
     """
+    # Mesa, too, is built on LLVM: torch.compile's triton crashes the process if it is imported after Mesa has rendered.
+    with suppress(ImportError):
+        import triton  # noqa: F401
     if os.environ.get('MUJOCO_GL') or os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY'):
         return
     if sys.platform != 'linux':
@@ -46,7 +49,7 @@ def rendering() -> Iterator[None]:
     from mujoco import FatalError
 
     try:
-        choose_renderer()
+        prepare_rendering()
         yield
     except PhysicsError:
         raise
