@@ -3,6 +3,8 @@ import csv
 import json
 import math
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -260,6 +262,16 @@ def test_the_best_arm_is_named_by_what_is_better(tmp_path):
     assert short_verdict(SEARCH, difference(run.values('search_ms')['lru'], run.values('search_ms')['fifo'])) == 'worse'
 
 
+def test_a_mean_that_misleads_is_not_believed(tmp_path):
+    write_run(tmp_path, seeds=range(4))
+    for seed in range(3):
+        write_trial(tmp_path, 'fifo', seed, return_last=20.0 + seed)
+        write_trial(tmp_path, 'lru', seed, return_last=15.0 + 1.1 * seed)
+    write_trial(tmp_path, 'lru', 3, return_last=90.0)
+    found = answers(read_run(tmp_path))['Return']
+    assert found.best == 'lru' and not found.sure and 'The seeds that both have say the opposite' in found.text
+
+
 @given(st.floats(-1e9, 1e9))
 def test_numbers_are_written_to_three_digits(value):
     text = number(value, decimals_of(value))
@@ -500,3 +512,10 @@ def test_from_the_command_line(tmp_path):
     assert result.exit_code == 0 and Path(result.output.strip()) == folder / 'report.html'
     result = CliRunner().invoke(main, [str(tmp_path)])
     assert result.exit_code == 1 and result.output.startswith('Error: ') and 'has no ab.json' in result.output
+
+
+def test_what_is_not_installed_is_named():
+    code = "import sys; sys.modules['jinja2'] = None; import lzero_kvcache.report"
+    result = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "needs jinja2, which is not installed: pip install 'lzero-kvcache[report]'" in result.stderr.splitlines()[-1]

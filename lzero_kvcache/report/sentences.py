@@ -93,17 +93,17 @@ def answer(run: RunRecord, metric: Metric) -> Answer:
     return Answer(
         f"{best} had the {SUPERLATIVES[metric.better]} mean {name}, {metric.with_unit(means[best], larger)} against "
         f'{metric.with_unit(means[other], larger)} of {other}, {role}. {certainty(metric, compared)}{silent}',
-        best, other, compared.verdict in ('higher', 'lower')
+        best, other, compared.verdict == metric.better
     )
 
 
 def certainty(metric: Metric, compared: Difference) -> str:
     """
     Overview:
-        How sure a difference between two arms is.
+        How sure it is that one arm is better than another.
     Arguments:
         - metric (:obj:`Metric`): The number.
-        - compared (:obj:`Difference`): The difference.
+        - compared (:obj:`Difference`): The better arm's difference to the other one.
     Returns:
         - certainty (:obj:`str`): A sentence; 'Cannot tell' begins it where the seeds do not suffice.
     """
@@ -124,8 +124,9 @@ def certainty(metric: Metric, compared: Difference) -> str:
     doubt = '' if seeds >= COMFORTABLE_SEEDS else (
         f', if the differences are normally distributed, which {seeds} seeds cannot show'
     )
-    return (f'That is unlikely to be chance: the 95 % interval of the difference over {seeds} seeds is '
-            f'{interval}{doubt}.')
+    # Means over all of an arm's seeds can mislead where some of them have no partner.
+    claim = 'That is unlikely to be chance' if verdict == metric.better else 'The seeds that both have say the opposite'
+    return f'{claim}: the 95 % interval of the difference over {seeds} seeds is {interval}{doubt}.'
 
 
 def interval_text(metric: Metric, compared: Difference) -> str:
