@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
 
 LINES_SHOWN_ON_FAILURE = 30
 
@@ -52,6 +54,18 @@ def _redirected(saved: list[int], log_path: Path) -> Iterator[Console]:
             _flush(disk_may_be_full=True)
             for number, copy in enumerate(saved, start=1):
                 os.dup2(copy, number)
+
+
+def spinner(screen: Console, text: str) -> Live:
+    """
+    Overview:
+        Show that something goes on within the ``with`` block. Unlike ``screen.status`` it leaves alone what is printed
+        meanwhile, so that this goes where ``output_to`` says.
+    Arguments:
+        - screen (:obj:`Console`): The screen, as ``output_to`` returns it.
+        - text (:obj:`str`): What goes on.
+    """
+    return Live(Spinner('dots', text), console=screen, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
 def _flush(disk_may_be_full: bool = False) -> None:

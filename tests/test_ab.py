@@ -14,12 +14,13 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lzero_kvcache.ab import ABRun, DiskFullError, RunFolder, load_ab_config
 from lzero_kvcache.ab.backend import Backend, Event
+from lzero_kvcache.ab.config import load_ab_config
 from lzero_kvcache.ab.evaluations import Evaluation, return_last
-from lzero_kvcache.ab.files import write_atomically
-from lzero_kvcache.ab.folder import prepare
+from lzero_kvcache.ab.files import DiskFullError, write_atomically
+from lzero_kvcache.ab.folder import RunFolder, prepare
 from lzero_kvcache.ab.results import COLUMNS, result_row
+from lzero_kvcache.ab.run import ABRun
 from lzero_kvcache.ab.series import COLUMNS as SERIES_COLUMNS
 from lzero_kvcache.ab.trial import load_spec, write_outcome
 from lzero_kvcache.cli import main

@@ -30,7 +30,7 @@ class ABDisplay:
         self._folder = folder
         self._progress = Progress(
             TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[unit]}'),
-            TimeElapsedColumn(), console=console, disable=not console.is_terminal,
+            TimeElapsedColumn(), console=console, disable=not console.is_terminal or not specs,
         )
         self._all = self._progress.add_task('all trials', total=len(specs), unit='trials')
         self._running: dict[str, tuple[TrialSpec, TaskID]] = {}

@@ -5,9 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from ..experiment import Experiment
+if TYPE_CHECKING:
+    # Ray's workers, which only pass a spec on, need not load LightZero.
+    from ..experiment import Experiment
 
 # A trial that other versions of these have run is not the same trial.
 PACKAGES = ('lightzero', 'lzero-kvcache', 'torch')
@@ -24,7 +26,7 @@ class TrialSpec:
         - import_path (:obj:`List[str]`): Folders in which the modules that it names are found.
     """
     arm: str
-    experiment: Experiment
+    experiment: 'Experiment'
     import_path: list[str] = field(default_factory=list)
 
     @property

@@ -71,7 +71,9 @@ def ab(
     config = _checked(config_path, max_env_step, arms)
     from rich.console import Console
 
-    from ..ab import ABRun, DiskFullError, RunFolder
+    from ..ab.files import DiskFullError
+    from ..ab.folder import RunFolder
+    from ..ab.run import ABRun
 
     console = Console()
     if not console.is_terminal:
@@ -106,13 +108,13 @@ def ab(
 def _checked(config_path: Path, max_env_step: Optional[int], arms: Optional[list]) -> Any:
     import logging
 
-    from ..output import output_to
+    from ..output import output_to, spinner
 
     config = refusal = None
     # What importing LightZero prints is of no use.
     with TemporaryDirectory() as folder, output_to(Path(folder) / 'loading.log') as screen:
-        with screen.status(f'Loading LightZero and {config_path} ...'):
-            from ..ab import load_ab_config
+        with spinner(screen, f'Loading LightZero and {config_path} ...'):
+            from ..ab.config import load_ab_config
 
             try:
                 config = load_ab_config(config_path, max_env_step)
