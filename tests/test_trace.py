@@ -9,6 +9,7 @@ from searches import replay, search
 
 from lzero_kvcache.trace import BELADY, Choice, Replay, TraceReader, chosen_strategies
 from lzero_kvcache.trace.recorder import record_searches
+from lzero_kvcache.trace.writer import TraceWriter
 
 NUM_SIMULATIONS = 12
 ENV_NUM = 4
@@ -63,7 +64,7 @@ def play(model, recorded=None, steps=STEPS):
 def record(path, **config):
     """A run with pools that are large enough, and its expansions."""
     model = build('fifo', 1000, **config)
-    with record_searches(path, dict(config='a test')):
+    with record_searches(TraceWriter(path, dict(config='a test'))):
         return model, play(model)
 
 

@@ -7,6 +7,8 @@ from .ab import ab
 from .bench import bench
 from .doctor import doctor
 from .run import run
+from .simulate import simulate
+from .trace import trace
 
 
 class CommandGroup(click.Group):
@@ -43,5 +45,5 @@ def main() -> None:
     """UniZero's KV cache: managed, configurable, exact and fast."""
 
 
-for command in (run, ab, doctor, bench):
+for command in (run, ab, trace, simulate, doctor, bench):
     main.add_command(command)

@@ -1,7 +1,6 @@
 """Writes a trace of the searches of this process."""
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple, Optional
 
@@ -60,8 +59,6 @@ class SearchRecorder(SearchObserver):
     """
 
     def __init__(self, writer: TraceWriter, inference: ManagedInference, world_model: Any) -> None:
-        self.searches = 0
-        self.expansions = 0
         self._facts = manager_facts(inference, world_model)
         self._manager = writer.add_manager(self._facts)
         self._writer = writer
@@ -76,7 +73,6 @@ class SearchRecorder(SearchObserver):
 
     def begin(self, phase: str) -> None:
         self._end_search()
-        self.searches += 1
         self._numbers = {}
         self._events.append((SEARCH, PHASES.index(phase), 0))
 
@@ -103,7 +99,6 @@ class SearchRecorder(SearchObserver):
             records['depth'] = [node.depth for node in strays]
             self._nodes.append(records)
             self._number(strays, STRAYS)
-        self.expansions += len(nodes)
         self._nodes.append(_NewNodes(
             [self._numbers[parent.key] for parent in parents], [node.depth for node in nodes],
             [len(node.context) for node in nodes], nodes[0].step.actions, predictions
@@ -167,20 +162,14 @@ class SearchRecorder(SearchObserver):
 
 
 @contextmanager
-def record_searches(path: Path, head: dict[str, Any]) -> Iterator[TraceWriter]:
+def record_searches(writer: TraceWriter) -> Iterator[None]:
     """
     Overview:
         Record the searches within the ``with`` block, of every world model with a managed cache. However the block
-        ends, the file is complete up to there.
+        ends, the file is complete up to there; a trace without a search is removed.
     Arguments:
-        - path (:obj:`Path`): The file, which must not exist.
-        - head (:obj:`dict`): What is run, for people; JSON.
-    Returns:
-        - writer (:obj:`TraceWriter`): Its ``error`` is set if the disk was full before the run was over.
-    Raises:
-        - OSError: If the file cannot be made, or exists.
+        - writer (:obj:`TraceWriter`): The file, closed at the end. Its ``error`` is set if the disk was full before.
     """
-    writer = TraceWriter(path, head)
     recorders: list[SearchRecorder] = []
 
     def new_recorder(inference: ManagedInference, world_model: Any) -> SearchRecorder:
@@ -189,14 +178,11 @@ def record_searches(path: Path, head: dict[str, Any]) -> Iterator[TraceWriter]:
 
     try:
         with observe_searches(new_recorder):
-            yield writer
+            yield
     finally:
         for recorder in recorders:
             recorder.flush()
-        writer.close(dict(
-            searches=sum(recorder.searches for recorder in recorders),
-            expansions=sum(recorder.expansions for recorder in recorders),
-        ))
+        writer.close()
 
 
 def manager_facts(inference: ManagedInference, world_model: Any) -> ManagerFacts:

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
 
-from .format import DONE, EVENTS, HEAD, MAGIC, MANAGER, EventRecords, ManagerFacts, pack_block, pack_events
+from .format import DONE, EVENTS, HEAD, MAGIC, MANAGER, SEARCH, EventRecords, ManagerFacts, pack_block, pack_events
 
 logger = logging.getLogger('lzero_kvcache')
 
@@ -13,7 +13,8 @@ class TraceWriter:
     """
     Overview:
         Writes a trace, block by block, so that whatever ends the run leaves a readable file. A full disk ends the
-        trace, not the run: ``error`` says so, and the file ends with its last whole block.
+        trace, not the run: ``error`` says so, and the file ends with its last whole block. ``searches`` and
+        ``bytes_written`` are what it holds.
     Arguments:
         - path (:obj:`Path`): The file, which must not exist.
         - head (:obj:`dict`): What is run, for people; JSON.
@@ -23,8 +24,9 @@ class TraceWriter:
 
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
         self.error: Optional[OSError] = None
+        self.path = path
+        self.searches = 0
         self.bytes_written = 0
-        self._path = path
         self._managers = 0
         # Without a buffer of its own, so that a process that is killed loses nothing that was written.
         self._file = open(path, 'xb', buffering=0)
@@ -52,16 +54,18 @@ class TraceWriter:
             - records (:obj:`EventRecords`): The events.
         """
         self._append(pack_block(EVENTS, manager, pack_events(records)))
+        if self.error is None:
+            self.searches += int((records.events['kind'] == SEARCH).sum())
 
-    def close(self, summary: dict[str, Any]) -> None:
+    def close(self) -> None:
         """
         Overview:
-            The run has ended.
-        Arguments:
-            - summary (:obj:`dict`): What it came to, for people; JSON.
+            The run has ended. A file without a search is removed.
         """
-        self._append(pack_block(DONE, 0, json.dumps(summary).encode()))
+        self._append(pack_block(DONE, 0, json.dumps(dict(searches=self.searches)).encode()))
         self._file.close()
+        if not self.searches:
+            self.path.unlink()
 
     def _append(self, block: bytes) -> None:
         if self.error is not None:
@@ -72,7 +76,7 @@ class TraceWriter:
                 rest = rest[self._file.write(rest):]
         except OSError as error:
             self.error = error
-            logger.error(f'The trace ends here, the run goes on: {self._path} cannot be written: {error.strerror}')
+            logger.error(f'The trace ends here, the run goes on: {self.path} cannot be written: {error.strerror}')
             self._file.truncate(self.bytes_written)
             return
         self.bytes_written += len(block)

@@ -1,0 +1,134 @@
+from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Optional
+
+import click
+
+from .run import INTERRUPTED
+
+
+@click.command()
+@click.argument('trace', type=click.Path(path_type=Path))
+@click.option('--strategies', default='all', show_default=True, metavar='A,B,...',
+              help="Strategies, or all of them. 'priority' is each of its scores, 'priority:predicted_value' one.")
+@click.option('--sizes', default='5%,10%,...,100%', show_default=True,
+              help='Sizes of the recur pool, in percent of the nodes of a search.')
+@click.option('--import', 'modules', multiple=True, metavar='MODULE',
+              help='A module that registers strategies of your own; once for each.')
+@click.option('--jobs', type=click.IntRange(1), help='Replays at a time.  [default: one per core]')
+@click.option('--out', type=click.Path(path_type=Path, file_okay=False),
+              help="Folder of results.csv, hit_rate.png and recommendation.txt.  [default: beside TRACE]")
+def simulate(
+        trace: Path, strategies: str, sizes: str, modules: tuple[str, ...], jobs: Optional[int], out: Optional[Path]
+) -> None:
+    """
+    What would other strategies and pool sizes have done? Replays a trace through the real pools, without a model.
+
+    TRACE is a file that 'lzero-kvcache trace' has written. Nothing in it is executed.
+    """
+    from ..output import output_to
+
+    out = out or trace.with_name(f'{trace.stem}_simulated')
+    refusal, interrupted = None, False
+    # What importing DI-engine prints is of no use.
+    with TemporaryDirectory() as folder, output_to(Path(folder) / 'simulation.log') as screen:
+        with screen.status(f'Reading {trace} ...'):
+            from ..trace.choices import chosen_strategies
+            from ..trace.results import parse_sizes
+            from ..trace.simulation import jobs_of, survey
+            try:
+                for module in modules:
+                    import_module(module)
+                shares = parse_sizes(sizes)
+                replays = jobs_of(chosen_strategies(strategies.split(',')), shares)
+                seen = survey(trace)
+                out.mkdir(parents=True, exist_ok=True)
+            except (ValueError, OSError, ImportError) as error:
+                refusal = _sentence(error)
+        if refusal is None:
+            _show_survey(screen, seen)
+            outcomes: list = []
+            try:
+                _replay(screen, trace, replays, jobs, modules, outcomes)
+            except KeyboardInterrupt:
+                interrupted = True
+            except ValueError as error:
+                refusal = str(error)
+        if refusal is None:
+            try:
+                _report(screen, seen, outcomes, out)
+            except OSError as error:
+                refusal = _sentence(error)
+    if refusal is not None:
+        raise click.ClickException(refusal)
+    if interrupted:
+        click.echo(f'Interrupted after {len(outcomes)} of {len(replays)} replays: the results are of these.')
+        raise SystemExit(INTERRUPTED)
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return f'{error.filename}: {error.strerror}' if error.filename else str(error)
+    if isinstance(error, ImportError):
+        return f'--import: {error}'
+    return str(error)
+
+
+def _show_survey(screen: Any, seen: Any) -> None:
+    searches = ', '.join(f'{count:,} {phase}' for phase, count in seen.searches.items())
+    facts = seen.facts
+    screen.print(
+        f'{seen.reader.path}: searches: {searches}; {seen.expansions:,} expansions, '
+        f'{facts.num_simulations} simulations for {facts.env_num} environments each, '
+        f'{seen.reader.size / 2 ** 20:.1f} MiB.', markup=False, highlight=False, soft_wrap=True
+    )
+    if not seen.reader.is_complete:
+        screen.print('The file was cut off, perhaps because the run was killed: what is there is whole, and is used.')
+
+
+def _replay(screen: Any, trace: Path, replays: list, jobs: Optional[int], modules: tuple, outcomes: list) -> None:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from ..trace.simulation import simulate, usable_cores
+
+    columns = (
+        TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('replays'),
+        TextColumn('{task.fields[speed]}'), TimeElapsedColumn()
+    )
+    with Progress(*columns, console=screen) as progress:
+        task = progress.add_task('simulating', total=len(replays), speed='')
+        for outcome in simulate(trace, replays, jobs or usable_cores(), modules):
+            outcomes.append(outcome)
+            speed = sum(each.operations for each in outcomes) / sum(each.seconds for each in outcomes)
+            progress.update(task, advance=1, speed=f'{60 * speed / 1e6:.1f} million operations a minute and process')
+
+
+def _report(screen: Any, seen: Any, outcomes: list, out: Path) -> None:
+    from ..trace.results import Results, hit_rates_table, pools_table, recommendation, write_csv
+
+    unlimited = next((outcome for outcome in outcomes if outcome.job.share is None), None)
+    if unlimited is None or len(outcomes) < 2:
+        return
+    results = Results(seen, unlimited, [outcome for outcome in outcomes if outcome is not unlimited])
+    screen.print(hit_rates_table(results))
+    shown = results.recommended() or results.best(results.shares[-1])
+    if shown is not None:
+        screen.print()
+        screen.print(pools_table(results, shown))
+    text = recommendation(results)
+    screen.print(f'\n{text}\n', markup=False, highlight=False, soft_wrap=True)
+    (out / 'recommendation.txt').write_text(f'{text}\n')
+    write_csv(results, out / 'results.csv')
+    written = ['results.csv', 'recommendation.txt']
+    try:
+        from ..trace.plot import plot_results
+    except ModuleNotFoundError as error:
+        if not error.name.startswith('matplotlib'):
+            raise
+        screen.print("There is no plot, because matplotlib is not installed: pip install 'lzero-kvcache[bench]'",
+                     markup=False)
+    else:
+        plot_results(results, out / 'hit_rate.png')
+        written.append('hit_rate.png')
+    screen.print(f"In {out}: {', '.join(written)}", markup=False, soft_wrap=True)
