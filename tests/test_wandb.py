@@ -26,6 +26,8 @@ def offline(tmp_path, monkeypatch):
 
 def logged_rows(folder: Path) -> list[tuple[int, dict]]:
     """The (step, scalars) rows of the one run below a folder, by the package's own reader."""
+    # The process that writes the file ends later than the run.
+    wandb.teardown()
     file, = folder.glob('wandb/offline-run-*/run-*.wandb')
     store = DataStore()
     store.open_for_scan(str(file))
@@ -64,7 +66,9 @@ def test_the_segment_entry_which_begins_no_run_of_its_own(tmp_path, monkeypatch)
     experiment = Experiment(main_config, create_config, 'train_unizero_segment', max_env_step=10)
     monkeypatch.chdir(tmp_path)
     experiment.run(str(tmp_path / 'run'))
-    assert any('kv_cache/recur_pool/hit_rate' in row for _, row in logged_rows(tmp_path))
+    assert wandb.run is None
+    rows = logged_rows(tmp_path)
+    assert any('kv_cache/recur_pool/hit_rate' in row for _, row in rows), rows
 
 
 def test_without_use_wandb_nothing_is_logged_there(tmp_path):

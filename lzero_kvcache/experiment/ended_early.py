@@ -19,7 +19,7 @@ def keep_what_is_there() -> Iterator[None]:
         checkpoint, ``ckpt/iteration_<learner step>.pth.tar``, write the last scalars, close the environments and the
         run at Weights & Biases.
     """
-    others = set(running_learners)
+    others, outer_wandb_run = set(running_learners), wandb.run
     try:
         yield
     except BaseException as error:
@@ -32,7 +32,7 @@ def keep_what_is_there() -> Iterator[None]:
         # The entry's frames hold the environments, which close when nobody holds them.
         traceback.clear_frames(error.__traceback__)
         gc.collect()
-        if wandb.run is not None:
+        if wandb.run is not outer_wandb_run:
             wandb.finish(exit_code=1)
         raise
 
