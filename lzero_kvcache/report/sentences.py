@@ -90,9 +90,12 @@ def answer(run: RunRecord, metric: Metric) -> Answer:
     missing = [arm for arm in run.arms if arm not in means]
     silent = f' There is no figure for {_listed(missing)}.' if missing else ''
     larger = max(means[best], means[other], key=abs)
+    of_best, of_other = metric.with_unit(means[best], larger), metric.with_unit(means[other], larger)
+    if of_best == of_other and compared.verdict != metric.better:
+        return Answer(f'{best} had about the same mean {name}, {of_best}, as {other}, {role}.{silent}', best, other)
     return Answer(
-        f"{best} had the {SUPERLATIVES[metric.better]} mean {name}, {metric.with_unit(means[best], larger)} against "
-        f'{metric.with_unit(means[other], larger)} of {other}, {role}. {certainty(metric, compared)}{silent}',
+        f'{best} had the {SUPERLATIVES[metric.better]} mean {name}, {of_best} against {of_other} of {other}, {role}. '
+        f'{certainty(metric, compared)}{silent}',
         best, other, compared.verdict == metric.better
     )
 
