@@ -189,3 +189,38 @@ def test_what_the_search_is_told_are_lightzeros_scalars_and_priors():
         np.testing.assert_allclose(scalars, expected[:, 0], rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(seen.priors, policy[[0, 2], 0].softmax(-1), rtol=1e-5)
     assert seen.actions.tolist() == [2, 1]
+
+
+class DeafSearchTree(SearchTree):
+    """Believes the priors that it is told."""
+
+    def _learn_noise(self, below_roots, outlook):
+        pass
+
+
+def mistakes(noisy, tree_class, seed):
+    """How often a search by noisy priors expands what a tree that is told other priors does not expect."""
+    priors, flat = np.array([[0.5, 0.3, 0.2]]), np.full((1, 3), 1 / 3)
+    generator = np.random.default_rng(seed)
+    own, told = SearchTree(1, lambda: np.array([noisy])), tree_class(1, lambda: priors)
+    wrong = 0
+    for _ in range(60):
+        parent = int(own.urgencies().argmax())
+        wrong += told.urgencies()[parent] < -1e-9
+        action = own._untried_priors[parent].argmax()
+        expansion = Expansion(np.array([action]), np.zeros(1), generator.normal(size=1), flat)
+        for tree in (own, told):
+            tree.expand([parent], lambda expansion=expansion: expansion)
+    return wrong
+
+
+@pytest.mark.parametrize('noisy', [[0.2, 0.2, 0.6], [0.6, 0.1, 0.3], [0.45, 0.25, 0.3]], ids=str)
+def test_the_noise_at_the_roots_is_learned(noisy):
+    learning, deaf = (
+        sum(mistakes(noisy, tree_class, seed) for seed in range(8)) for tree_class in (SearchTree, DeafSearchTree)
+    )
+    assert 0 < learning < 0.75 * deaf
+
+
+def test_without_noise_there_is_nothing_to_learn():
+    assert mistakes([0.5, 0.3, 0.2], SearchTree, 0) == 0

@@ -1,6 +1,6 @@
 """What a search is about to do, read from what it has done: MuZero's selection rule on a copy of its statistics."""
 from collections.abc import Sequence
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
@@ -37,8 +37,8 @@ class SearchTree:
         down by the largest pUCT score (Schrittwieser et al. 2020, "Mastering Atari, Go, chess and shogi by planning
         with a learned model", equation 2); a node's ``urgency`` is minus what the choices that lead to its next
         expansion lack to the best ones, added up along its path: 0 for the node that is expanded next,
-        minus infinity for one all of whose actions have been tried. Root noise is not known here. Nothing is computed
-        before an urgency is asked for.
+        minus infinity for one all of whose actions have been tried. The noise that a search adds to its roots' priors
+        is learned from what the search prefers. Nothing is computed before an urgency is asked for.
     Arguments:
         - num_roots (:obj:`int`): B, the trees.
         - root_priors (:obj:`Callable`): Returns the priors of the roots' actions, :math:`(B, num_actions)`.
@@ -57,6 +57,7 @@ class SearchTree:
         self._num_roots = num_roots
         self._pending: list[tuple[Sequence[int], Callable[[], Expansion]]] = []
         self._entered = 0
+        self._outlook: Optional[_Outlook] = None
         self.num_nodes = num_roots
 
     def expand(self, parents: Sequence[int], expansion: Callable[[], Expansion]) -> range:
@@ -82,33 +83,39 @@ class SearchTree:
             - urgencies (:obj:`np.ndarray`): At most 0, :math:`(num_nodes, )`.
         """
         self._catch_up()
-        count = self.num_nodes
+        outlook = self._look()
+        lacking = np.zeros(self._entered)
+        for nodes in self._levels():
+            above = self._parents[nodes]
+            lacking[nodes] = lacking[above] + outlook.best[above] - outlook.scores[nodes]
+        return outlook.untried - outlook.best - lacking
+
+    def _look(self) -> '_Outlook':
+        if self._outlook is not None:
+            return self._outlook
+        count = self._entered
         below = slice(self._num_roots, count)
         visits, of_parent = self._visits[:count], self._parents[below]
-        levels = [np.array(nodes) for nodes in self._nodes_by_depth[1:]]
-
         q_values = self._rewards[:count] + self._discount_factor * self._value_sums[:count] / np.maximum(visits, 1)
-        expected = self._expected_q(q_values, levels)
         exploration = self._exploration(visits)
         scores = self._scaled(q_values)
         scores[below] += exploration[of_parent] * self._prior[below] / (visits[below] + 1)
-        untried = self._scaled(expected) + exploration * self._best_untried[:count]
-
+        untried = self._scaled(self._expected_q(q_values)) + exploration * self._best_untried[:count]
         best = untried.copy()
         np.maximum.at(best, of_parent, scores[below])
-        lacking = np.zeros(count)
-        for nodes in levels:
-            above = self._parents[nodes]
-            lacking[nodes] = lacking[above] + best[above] - scores[nodes]
-        return untried - best - lacking
+        self._outlook = _Outlook(scores, untried, self._best_untried[:count].copy(), best, exploration)
+        return self._outlook
 
-    def _expected_q(self, q_values: np.ndarray, levels: Sequence[np.ndarray]) -> np.ndarray:
+    def _levels(self) -> list[np.ndarray]:
+        return [np.array(nodes) for nodes in self._nodes_by_depth[1:]]
+
+    def _expected_q(self, q_values: np.ndarray) -> np.ndarray:
         """What the search takes the value of an untried action for: the mean of the tried ones and of the parent's."""
         below = slice(self._num_roots, len(q_values))
         sums = np.bincount(self._parents[below], q_values[below], minlength=len(q_values))
         tried = np.bincount(self._parents[below], minlength=len(q_values))
         expected = sums / np.maximum(tried, 1)
-        for nodes in levels:
+        for nodes in self._levels():
             expected[nodes] = (expected[self._parents[nodes]] + sums[nodes]) / (tried[nodes] + 1)
         return expected
 
@@ -153,6 +160,7 @@ class SearchTree:
                 getattr(self, name)[:len(former[name])] = former[name]
 
     def _enter(self, parents: np.ndarray, expansion: Expansion) -> None:
+        outlook = self._look()
         first, count = self._entered, len(parents)
         self._entered += count
         if self._entered > len(self._parents):
@@ -173,9 +181,13 @@ class SearchTree:
             if depth == len(self._nodes_by_depth):
                 self._nodes_by_depth.append([])
             self._nodes_by_depth[depth].append(node)
-        self._back_up(new.tolist(), np.asarray(expansion.values, dtype=np.float64).tolist())
+        below_roots = self._back_up(new.tolist(), np.asarray(expansion.values, dtype=np.float64).tolist())
+        self._learn_noise(below_roots, outlook)
+        self._outlook = None
 
-    def _back_up(self, nodes: Sequence[int], values: Sequence[float]) -> None:
+    def _back_up(self, nodes: Sequence[int], values: Sequence[float]) -> list[int]:
+        """Count what the nodes have added to their paths; the roots' children that the paths go through."""
+        below_roots = []
         # Paths are short: views of single numbers beat arrays of a few.
         parents, visits, value_sums, rewards = map(
             memoryview, (self._parents, self._visits, self._value_sums, self._rewards)
@@ -195,8 +207,43 @@ class SearchTree:
                 if node < self._num_roots:
                     break
                 value = reward + self._discount_factor * value
-                node = parents[node]
+                below, node = node, parents[node]
+            below_roots.append(below)
             self._lowest[tree], self._highest[tree] = lowest, highest
+        return below_roots
+
+    def _learn_noise(self, below_roots: Sequence[int], outlook: '_Outlook') -> None:
+        """Raise the priors of what the search has chosen at its roots to where its choice would have been expected."""
+        for node in below_roots:
+            root = self._parents[node]
+            exploration = outlook.exploration[root]
+            if exploration == 0:
+                continue
+            if node < len(outlook.scores):
+                score = outlook.scores[node]
+            else:
+                score = outlook.untried[root] + exploration * (self._prior[node] - outlook.best_untried[root])
+            lacking = outlook.best[root] - score
+            if lacking > 0:
+                self._prior[node] += lacking * self._visits[node] / exploration
+
+
+class _Outlook(NamedTuple):
+    """
+    Overview:
+        What the selection rule said when the search was last looked at, one number per node.
+    Arguments:
+        - scores (:obj:`np.ndarray`): Of the node itself, among its siblings.
+        - untried (:obj:`np.ndarray`): Of the best of its untried actions.
+        - best_untried (:obj:`np.ndarray`): That action's prior.
+        - best (:obj:`np.ndarray`): The best score among its children and untried actions.
+        - exploration (:obj:`np.ndarray`): What a prior is multiplied by, before it is divided by the visits.
+    """
+    scores: np.ndarray
+    untried: np.ndarray
+    best_untried: np.ndarray
+    best: np.ndarray
+    exploration: np.ndarray
 
 
 class SearchTreeNode(NamedTuple):
