@@ -115,10 +115,12 @@ class ABRun:
         if all(row['return_last'] is None for row in rows):
             self._console.print('No trial was evaluated in the last third of its steps: policy.eval_freq says how many '
                                 'learner steps lie between two evaluations.', soft_wrap=True)
-        threads = {outcome['threads'] for outcome in map(self.folder.outcome, self._known) if outcome}
+        outcomes = [outcome for outcome in map(self.folder.outcome, self._known) if outcome]
+        threads = {outcome['threads'] for outcome in outcomes if outcome['status'] == 'done'}
         if len(threads) > 1:
-            self._console.print(f"The trials ran with different numbers of threads ({', '.join(map(str, threads))}): "
-                                'their times cannot be compared.', soft_wrap=True)
+            numbers = ', '.join(sorted(map(str, threads)))
+            self._console.print(f'The trials ran with different numbers of threads ({numbers}): their times cannot be '
+                                'compared.', soft_wrap=True)
 
     def _finish(self, event: Event, display: ABDisplay) -> None:
         from .trial import write_outcome

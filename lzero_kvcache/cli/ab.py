@@ -149,11 +149,14 @@ def _backend(
 
 
 def _show_paths(console: Any, folder: Any) -> None:
+    from ..ab.files import disk_full_named
+
     lines = [f'Results: {folder.results_path}', f'TensorBoard: tensorboard --logdir {folder.path}/trials']
     try:
         from ..report import write_report
 
-        lines.append(f'Report: {write_report(folder.path)}')
+        with disk_full_named(folder.path):
+            lines.append(f'Report: {write_report(folder.path)}')
     except ModuleNotFoundError as error:
         lines.append(f"No report: {_not_installed(error, 'report', 'it')}")
     for line in lines:
