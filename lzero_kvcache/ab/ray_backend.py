@@ -97,8 +97,12 @@ class RayBackend(Backend):
                 _check_answers(self._address)
             ray.init(address=self._address, log_to_driver=False, logging_level='ERROR', **size)
         except (OSError, RuntimeError, ValueError) as error:
-            where = f'Ray cannot be reached at {self._address}' if self._address else 'Ray cannot be started'
-            raise ValueError(f'{where}: {error}') from error
+            if not self._address:
+                raise ValueError(f'Ray cannot be started: {error}') from error
+            raise ValueError(
+                f'Ray cannot be reached at {self._address}: {error}. Is it running, in the same version, and is its token, '
+                'if it asks for one, in RAY_AUTH_TOKEN?'
+            ) from error
 
     def _run(self, specs: Sequence[TrialSpec], folder: RunFolder, marker: Path) -> Iterator[Optional[Event]]:
         # A worker that dies is reported as a failed trial: the next call of the command runs it again.
