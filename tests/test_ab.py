@@ -200,8 +200,7 @@ def test_an_unedited_stock_config_is_measured_by_the_plugin(write_config):
 
 def test_a_trial_reads_the_very_spec_that_was_written(write_config, tmp_path):
     for spec in load_ab_config(write_config(TWO_ARMS)).specs(seeds=[3, 4]):
-        spec.save(tmp_path / 'spec.pkl')
-        read = load_spec(tmp_path / 'spec.pkl')
+        read = load_spec(prepare(tmp_path / spec.name, spec.to_bytes()))
         assert read == spec and read.fingerprint() == spec.fingerprint()
 
 

@@ -100,8 +100,8 @@ class RayBackend(Backend):
             if not self._address:
                 raise ValueError(f'Ray cannot be started: {error}') from error
             raise ValueError(
-                f'Ray cannot be reached at {self._address}: {error}. Is it running, in the same version, and is its token, '
-                'if it asks for one, in RAY_AUTH_TOKEN?'
+                f'Ray cannot be reached at {self._address}: {error}. Is it running, in the same version, and is its '
+                'token, if it asks for one, in RAY_AUTH_TOKEN?'
             ) from error
 
     def _run(self, specs: Sequence[TrialSpec], folder: RunFolder, marker: Path) -> Iterator[Optional[Event]]:

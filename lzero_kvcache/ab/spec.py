@@ -4,7 +4,6 @@ import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,19 +67,10 @@ class TrialSpec:
         )
         return hashlib.sha256(json.dumps(as_json(content), sort_keys=True).encode()).hexdigest()[:16]
 
-    def save(self, path: Path) -> None:
-        """
-        Overview:
-            Write the spec to a file, which ``python -m lzero_kvcache.ab.trial`` runs.
-        Arguments:
-            - path (:obj:`Path`): The file.
-        """
-        path.write_bytes(self.to_bytes())
-
     def to_bytes(self) -> bytes:
         """
         Overview:
-            The spec for another process.
+            The spec as ``python -m lzero_kvcache.ab.trial`` reads it from a file.
         """
         # The paths come first, because the rest may need them.
         return pickle.dumps((self.import_path, pickle.dumps(self)))

@@ -24,7 +24,7 @@ def load_spec(path: Path) -> TrialSpec:
     Overview:
         Read a spec, with the modules that it needs.
     Arguments:
-        - path (:obj:`Path`): The file that ``TrialSpec.save`` has written.
+        - path (:obj:`Path`): A file that holds ``TrialSpec.to_bytes``.
     """
     import_path, content = pickle.loads(path.read_bytes())
     sys.path += [entry for entry in import_path if entry not in sys.path]
