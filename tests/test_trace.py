@@ -1,13 +1,16 @@
 """Traces: what is recorded of a real search, and that its replay counts what the real pools count."""
-from pathlib import Path
+import copy
+import pickle
+import resource
 
 import numpy as np
 import pytest
 import torch
 from models import build_model, kv_cache, observations, random_action, two_tokens_per_observation
 from searches import replay, search
+from test_reanalysis import begin_reanalysis
 
-from lzero_kvcache.trace import BELADY, Choice, Replay, TraceReader, chosen_strategies
+from lzero_kvcache.trace import Choice, Replay, TraceReader, chosen_strategies
 from lzero_kvcache.trace.recorder import record_searches
 from lzero_kvcache.trace.writer import TraceWriter
 
@@ -71,9 +74,9 @@ def record(path, **config):
 def counts_of(replayed):
     return (
         [vars(pool.stats) for pool in (*replayed.init_pools, replayed.recur_pool, replayed.wm_pool)],
-        sum((counts.rebuilds.rebuilds for counts in replayed.counts.values())),
-        sum((counts.rebuilds.tokens for counts in replayed.counts.values())),
-        sum((counts.rebuilds.restored for counts in replayed.counts.values())),
+        sum(counts.rebuilds.rebuilds for counts in replayed.counts.values()),
+        sum(counts.rebuilds.tokens for counts in replayed.counts.values()),
+        sum(counts.rebuilds.restored for counts in replayed.counts.values()),
     )
 
 
@@ -96,20 +99,144 @@ def real_counts(model):
 
 
 MODELS = [
-    dict(), dict(rotary=True), dict(window='rebuild'), dict(on_miss='reset'), dict(actions='continuous'),
+    dict(rotary=True), dict(window='rebuild'), dict(on_miss='reset'), dict(actions='continuous'),
     dict(tokens=2, context_length=11), dict(randomise=False),
 ]
+CHOICES = chosen_strategies(['all'])
 
 
+@pytest.fixture(scope='module')
+def plain(tmp_path_factory):
+    """A trace of the plain model, and its expansions."""
+    path = tmp_path_factory.mktemp('plain') / 'trace'
+    return path, record(path)[1]
+
+
+@pytest.mark.parametrize('recur_size', [4, 15])
+@pytest.mark.parametrize('choice', CHOICES, ids=lambda choice: choice.name)
+def test_a_replay_counts_what_the_real_pools_count(plain, choice, recur_size):
+    path, expansions = plain
+    real = build(choice.strategy, recur_size)
+    play(real, expansions)
+    (simulated, ) = replayed(path, choice, recur_size).values()
+    assert counts_of(simulated) == real_counts(real)
+    assert recur_size > 4 or simulated.recur_pool.stats.misses and simulated.counts['collect'].rebuilds.tokens
+
+
+@pytest.mark.parametrize('name', ['lru', 's3fifo', 'tree', 'priority:predicted_value'])
 @pytest.mark.parametrize('config', MODELS, ids=str)
-def test_a_replay_counts_what_the_real_pools_count(config, tmp_path):
-    _, expansions = record(tmp_path / 'trace', **dict(config))
-    for choice in chosen_strategies(['all']):
-        for recur_size in (3, 9, 30, 1000):
-            if config.get('on_miss') == 'reset' and (':predicted' in choice.name or choice.name == 'tree'):
-                # Another cache leads to other predictions there.
-                continue
-            real = build(choice.strategy, recur_size, **dict(config))
-            play(real, expansions)
-            (simulated, ) = replayed(tmp_path / 'trace', choice, recur_size).values()
-            assert counts_of(simulated) == real_counts(real), f'{choice.name}, {recur_size} entries'
+def test_a_replay_counts_what_the_recorded_run_has_counted(config, name, tmp_path):
+    real = build(Choice(name).strategy, 6, **config)
+    with record_searches(TraceWriter(tmp_path / 'trace', {})):
+        play(real)
+    (simulated, ) = replayed(tmp_path / 'trace', Choice(name), 6).values()
+    assert counts_of(simulated) == real_counts(real)
+    assert simulated.recur_pool.stats.misses
+
+
+@pytest.mark.parametrize('name', ['fifo', 'tree', 'priority:predicted_reward'])
+def test_a_replay_counts_what_reanalysis_has_counted(name, tmp_path):
+    real = build(Choice(name).strategy, 40)
+    with record_searches(TraceWriter(tmp_path / 'trace', {})):
+        root, timesteps = begin_reanalysis(real)
+        search(real, root, [np.array(step) for step in timesteps], NUM_SIMULATIONS)
+    (simulated, ) = replayed(tmp_path / 'trace', Choice(name), 40).values()
+    assert list(simulated.counts) == ['reanalyze']
+    assert counts_of(simulated) == real_counts(real)
+    assert simulated.recur_pool.stats.misses
+
+
+def test_a_state_that_the_search_has_not_got_from_the_model_is_recorded(tmp_path):
+    def expand(model):
+        latents = np.random.default_rng(0).normal(size=(2, 1, 64)).astype(np.float32)
+        for simulation in range(4):
+            output = model.recurrent_inference([(latents, torch.tensor([0, 1]))], simulation, [1, 1], [0, 0])
+            if simulation % 2:
+                latents = output.latent_state.numpy().copy()
+
+    with record_searches(TraceWriter(tmp_path / 'trace', {})):
+        model = build('lru', 1000)
+        expansions = play(model, steps=1)
+        expand(model)
+    real = build('lru', 2)
+    play(real, expansions, steps=1)
+    expand(real)
+    (simulated, ) = replayed(tmp_path / 'trace', Choice('lru'), 2).values()
+    assert counts_of(simulated) == real_counts(real)
+
+
+def test_lengths_and_depths_are_those_of_the_replay(plain):
+    reader = TraceReader(plain[0])
+    simulated = None
+    for each in reader.searches():
+        simulated = simulated or Replay(reader.managers[0], Choice('lru'), 5)
+        simulated.run(each)
+        tokens = [*each.roots['tokens'].tolist(), *each.nodes['tokens'].tolist()]
+        assert [len(context.tokens) for context in simulated._contexts] == tokens
+        depth = {number: 0 for number in range(len(each.roots))}
+        for number, (parent, recorded) in enumerate(zip(each.nodes['parent'], each.nodes['depth']), len(depth)):
+            depth[number] = depth[parent] + 1
+            assert recorded == depth[number]
+
+
+def test_what_is_asked_for_does_not_depend_on_the_pools_of_the_run(plain, tmp_path):
+    small = build('lru', 3)
+    with record_searches(TraceWriter(tmp_path / 'trace', {})):
+        play(small, plain[1])
+    for large, of_small in zip(TraceReader(plain[0]).searches(), TraceReader(tmp_path / 'trace').searches()):
+        assert large.steps == of_small.steps
+        assert (large.nodes['parent'] == of_small.nodes['parent']).all()
+        assert np.allclose(large.nodes['value'], of_small.nodes['value'], atol=1e-3)
+
+
+def test_a_copy_of_an_observed_model_has_searches_of_its_own(tmp_path):
+    model = build('lru', 1000)
+    with record_searches(TraceWriter(tmp_path / 'trace', {})):
+        play(model, steps=1)
+        twin = copy.deepcopy(model)
+        assert twin.world_model.kv_cache_inference.observer is None
+        play(twin, steps=2)
+        assert pickle.loads(pickle.dumps(model.world_model.kv_cache_inference)).observer is None
+    assert model.world_model.kv_cache_inference.observer is None
+    play(model, steps=1)
+    reader = TraceReader(tmp_path / 'trace')
+    assert sorted(each.manager for each in reader.searches()) == [0, 1, 1]
+    assert len(reader.managers) == 2
+
+
+def test_an_interrupted_run_keeps_what_it_did(tmp_path):
+    model = build('lru', 1000)
+    with pytest.raises(KeyboardInterrupt):
+        with record_searches(TraceWriter(tmp_path / 'trace', {})):
+            play(model, steps=2)
+            raise KeyboardInterrupt
+    reader = TraceReader(tmp_path / 'trace')
+    assert len(list(reader.searches())) == 2
+    assert reader.is_complete
+
+
+def test_a_run_without_a_search_leaves_no_file(tmp_path):
+    with record_searches(TraceWriter(tmp_path / 'trace', {})):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_ends_the_trace_and_not_the_run(tmp_path, caplog):
+    writer = TraceWriter(tmp_path / 'trace', {})
+    model = build('lru', 1000)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        with record_searches(writer):
+            play(model, steps=1)
+            model.world_model.kv_cache_inference.observer.flush()
+            # What the system says of a file that must not grow; Python ignores the signal that comes with it.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (writer.bytes_written + 100, limits[1]))
+            play(model, steps=2)
+            model.world_model.kv_cache_inference.observer.flush()
+            play(model, steps=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert writer.error is not None and 'The trace ends here, the run goes on' in caplog.text
+    reader = TraceReader(tmp_path / 'trace')
+    assert len(list(reader.searches())) == writer.searches == 1
+    assert not reader.is_complete

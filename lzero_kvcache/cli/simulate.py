@@ -1,3 +1,4 @@
+from concurrent.futures import BrokenExecutor
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,7 +54,7 @@ def simulate(
                 _replay(screen, trace, replays, jobs, modules, outcomes)
             except KeyboardInterrupt:
                 interrupted = True
-            except ValueError as error:
+            except (ValueError, BrokenExecutor) as error:
                 refusal = str(error)
         if refusal is None:
             try:
@@ -76,12 +77,11 @@ def _sentence(error: Exception) -> str:
 
 
 def _show_survey(screen: Any, seen: Any) -> None:
-    searches = ', '.join(f'{count:,} {phase}' for phase, count in seen.searches.items())
     facts = seen.facts
     screen.print(
-        f'{seen.reader.path}: searches: {searches}; {seen.expansions:,} expansions, '
-        f'{facts.num_simulations} simulations for {facts.env_num} environments each, '
-        f'{seen.reader.size / 2 ** 20:.1f} MiB.', markup=False, highlight=False, soft_wrap=True
+        f'{seen.reader.path}: {seen.describe_searches()}; {seen.expansions:,} expansions. A search of all '
+        f'{facts.env_num} environments has {facts.nodes_of_search:,} nodes ({facts.num_simulations} simulations).',
+        markup=False, highlight=False, soft_wrap=True
     )
     if not seen.reader.is_complete:
         screen.print('The file was cut off, perhaps because the run was killed: what is there is whole, and is used.')

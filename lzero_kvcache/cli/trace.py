@@ -51,7 +51,7 @@ def _what_is_there(writer: Any) -> str:
     if not writer.searches:
         return 'No trace is kept, because no search has been recorded.'
     return (
-        f'Trace: {writer.path}, {writer.searches:,} searches, {writer.bytes_written / 2 ** 20:.1f} MiB.\n'
+        f'Trace: {writer.path}, {writer.searches:,} searches, {writer.bytes_written / 2 ** 20:.2f} MiB.\n'
         f'Next: lzero-kvcache simulate {writer.path}'
     )
 

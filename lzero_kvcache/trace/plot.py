@@ -1,0 +1,60 @@
+from pathlib import Path
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+
+from .choices import BELADY
+from .results import KEPT_HITS, Results
+
+MARKERS = 'osD^vP*Xhd'
+
+
+def plot_results(results: Results, path: Path) -> None:
+    """
+    Overview:
+        Hit rate of the recur pool by its size, and what the misses cost, one line per strategy.
+    Arguments:
+        - results (:obj:`Results`): Of the simulation.
+        - path (:obj:`Path`): The PNG file.
+    Raises:
+        - OSError: If it cannot be written.
+    """
+    figure = Figure(figsize=(13, 5.2), layout='constrained')
+    of_hits, of_tokens = figure.subplots(1, 2)
+    colours = colormaps['tab20'].colors
+    # Dark ones first.
+    colours = colours[::2] + colours[1::2]
+    for number, name in enumerate(results.names):
+        outcomes = [each for each in (results.of(name, share) for share in results.shares) if each is not None]
+        percents = [100 * outcome.job.share for outcome in outcomes]
+        style = dict(
+            marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1.2, color=colours[number % len(colours)]
+        )
+        if name == BELADY.name:
+            style = dict(color='black', linestyle='--', linewidth=1.5, zorder=5)
+        hit_rates = [100 * outcome.total.pools['recur_pool'].hit_rate for outcome in outcomes]
+        of_hits.plot(percents, hit_rates, label=name, **style)
+        of_tokens.plot(percents, [100 * results.computed_again(outcome) for outcome in outcomes], **style)
+    goal = KEPT_HITS * 100 * results.unlimited.total.pools['recur_pool'].hit_rate
+    of_hits.axhline(goal, color='grey', linestyle=':', linewidth=1, label=f'{KEPT_HITS:.0%} of an unlimited pool')
+    chosen = results.recommended()
+    if chosen is not None:
+        of_hits.plot(
+            100 * chosen.job.share, 100 * chosen.total.pools['recur_pool'].hit_rate, 'o', markersize=14,
+            markerfacecolor='none', markeredgecolor='black',
+            label=f'smallest: {100 * chosen.job.share:g}%, {chosen.job.choice.name}'
+        )
+    size = 'recur pool (% of the nodes of a search)'
+    of_hits.set(title='Hit rate of the recur pool', xlabel=size, ylabel='% of the queries', xlim=(0, None))
+    of_tokens.set(
+        title='Tokens computed again after misses', xlabel=size, ylabel='% of the tokens of the searches',
+        xlim=(0, None), ylim=(0, None)
+    )
+    for panel in (of_hits, of_tokens):
+        panel.grid(alpha=0.3)
+    figure.legend(loc='outside right upper', frameon=False)
+    head = results.survey.reader.head
+    # What a file says is text here, never mathematics.
+    config = str(head.get('config', results.survey.reader.path.name))[:100].replace('$', r'\$')
+    figure.suptitle(f'{config}: {results.survey.describe_searches()}')
+    figure.savefig(path, dpi=110)

@@ -1,0 +1,294 @@
+"""What a simulation says: table, CSV and recommendation."""
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from rich.table import Table
+
+from .choices import BELADY
+from .replay import POOLS
+from .simulation import Outcome, Survey
+
+KEPT_HITS = 0.99
+MOST_COLUMNS = 10
+TITLES = dict(init_pools='init', recur_pool='recur', wm_pool='wm')
+
+
+@dataclass
+class Results:
+    """
+    Overview:
+        All outcomes of a simulation.
+    Arguments:
+        - survey (:obj:`Survey`): What the trace holds.
+        - unlimited (:obj:`Outcome`): Of a recur pool that never evicts.
+        - outcomes (:obj:`List[Outcome]`): All others.
+    """
+    survey: Survey
+    unlimited: Outcome
+    outcomes: list[Outcome]
+
+    @property
+    def shares(self) -> list[float]:
+        """
+        Overview:
+            The simulated sizes, rising.
+        """
+        return sorted({outcome.job.share for outcome in self.outcomes})
+
+    @property
+    def names(self) -> list[str]:
+        """
+        Overview:
+            The strategies, the bound first, then by their hits over all sizes.
+        """
+        hits: dict[str, int] = {}
+        for outcome in self.outcomes:
+            hits[outcome.job.choice.name] = hits.get(outcome.job.choice.name, 0) + outcome.hits
+        return sorted(hits, key=lambda name: (name != BELADY.name, -hits[name]))
+
+    def of(self, name: str, share: float) -> Optional[Outcome]:
+        """
+        Overview:
+            One outcome; None: not there, because the simulation was interrupted.
+        """
+        return next((each for each in self.outcomes if (each.job.choice.name, each.job.share) == (name, share)), None)
+
+    def kept(self, outcome: Outcome) -> float:
+        """
+        Overview:
+            Its hits, of those of a recur pool that never evicts.
+        """
+        return outcome.hits / self.unlimited.hits if self.unlimited.hits else 1.0
+
+    def computed_again(self, outcome: Outcome) -> float:
+        """
+        Overview:
+            The tokens that misses cost, of those that the search computes anyway.
+        """
+        total = outcome.total
+        tokens_per_step = 1 + self.survey.facts.num_observations_tokens
+        return total.rebuilds.tokens / (total.expansions * tokens_per_step)
+
+    def best(self, share: float) -> Optional[Outcome]:
+        """
+        Overview:
+            The strategy with the most hits at a size; among equals, the one that computes fewest tokens again.
+        """
+        of_share = [each for each in self.outcomes if each.job.share == share and each.job.choice != BELADY]
+        return max(of_share, key=lambda each: (each.hits, -each.total.rebuilds.tokens), default=None)
+
+    def recommended(self) -> Optional[Outcome]:
+        """
+        Overview:
+            The smallest pool that keeps ``KEPT_HITS`` of the hits, with its best strategy; None: no simulated one does.
+        """
+        bests = filter(None, map(self.best, self.shares))
+        return next((best for best in bests if self.kept(best) >= KEPT_HITS), None)
+
+    def entries(self, outcome: Outcome) -> int:
+        """
+        Overview:
+            Entries of its recur pool.
+        """
+        return outcome.job.recur_size(self.survey.facts)
+
+
+def recommendation(results: Results) -> str:
+    """
+    Overview:
+        What a user should do, in plain words, with the lines to paste.
+    Arguments:
+        - results (:obj:`Results`): Of the simulation.
+    """
+    if not results.unlimited.hits:
+        return 'The recur pool was never asked for anything that it could have had: any size and strategy will do.'
+    chosen = results.recommended()
+    if chosen is None:
+        best = results.best(results.shares[-1])
+        return (
+            f'None of these pools keeps {KEPT_HITS:.0%} of the hits. The largest, {_size(results, best)}, keeps '
+            f'{results.kept(best):.1%} with {best.job.choice.name}: simulate larger ones (--sizes).'
+        )
+    lines = [
+        f'Smallest pool that keeps {KEPT_HITS:.0%} of the hits: {_size(results, chosen)}, '
+        f'with {chosen.job.choice.name}.',
+        f'It keeps {results.kept(chosen):.1%} of the hits of an unlimited pool; {_cost(results, chosen)}.',
+    ]
+    smaller = [share for share in results.shares if share < chosen.job.share]
+    for share in smaller[:-4:-1]:
+        best = results.best(share)
+        lines.append(
+            f'  {_size(results, best)}: at best {results.kept(best):.1%} ({best.job.choice.name}); '
+            f'{_cost(results, best)}.'
+        )
+    if not smaller:
+        lines.append('It is the smallest of the simulated ones: a smaller one may do (--sizes).')
+    lines += ['', 'To paste into the config:', *(f'  {line}' for line in config_lines(results, chosen))]
+    return '\n'.join(lines)
+
+
+def config_lines(results: Results, outcome: Outcome) -> list[str]:
+    """
+    Overview:
+        What an outcome is as lines of a config.
+    Arguments:
+        - results (:obj:`Results`): Of the simulation.
+        - outcome (:obj:`Outcome`): One of them.
+    """
+    strategy = outcome.job.choice.strategy
+    written = repr(strategy) if isinstance(strategy, str) else (
+        f"dict({', '.join(f'{key}={value!r}' for key, value in strategy.items())})"
+    )
+    return [
+        "create_config.policy.import_names = ['lzero_kvcache.plugin']",
+        'main_config.policy.model.world_model_cfg.kv_cache = dict('
+        f'strategy={written}, recur_pool=dict(size={results.entries(outcome)}))',
+    ]
+
+
+def hit_rates_table(results: Results) -> Table:
+    """
+    Overview:
+        Hit rates of the recur pool by strategy and size.
+    Arguments:
+        - results (:obj:`Results`): Of the simulation.
+    """
+    shares = _shown(results)
+    table = Table(
+        title='Hit rate of the recur pool (%) by its size, in % of the nodes of a search', box=None,
+        padding=(0, 2, 0, 0), header_style='bold', title_justify='left'
+    )
+    table.add_column('strategy', no_wrap=True)
+    for share in shares:
+        table.add_column(_percent(share), justify='right', no_wrap=True)
+    chosen = results.recommended()
+    for name in results.names:
+        cells = []
+        for share in shares:
+            outcome = results.of(name, share)
+            cell = '' if outcome is None else f"{100 * outcome.total.pools['recur_pool'].hit_rate:.1f}"
+            cells.append(f'[bold green]{cell}[/]' if outcome is not None and outcome is chosen else cell)
+        table.add_row(name, *cells)
+    return table
+
+
+def pools_table(results: Results, outcome: Outcome) -> Table:
+    """
+    Overview:
+        What every pool would have seen, by phase.
+    Arguments:
+        - results (:obj:`Results`): Of the simulation.
+        - outcome (:obj:`Outcome`): One of them.
+    """
+    table = Table(
+        title=f'All pools, with {outcome.job.choice.name} and {results.entries(outcome):,} entries for the recur pool',
+        box=None, padding=(0, 2, 0, 0), header_style='bold', title_justify='left'
+    )
+    for column in ('phase', 'pool'):
+        table.add_column(column, no_wrap=True)
+    for column in ('queries', 'hits', 'misses', 'evictions', 'hit rate'):
+        table.add_column(column, justify='right', no_wrap=True)
+    for (manager, phase), counts in sorted(outcome.counts.items()):
+        for kind in POOLS:
+            stats = counts.pools[kind]
+            table.add_row(
+                f'{phase} (model {manager + 1})' if manager else phase, TITLES[kind], f'{stats.total_queries:,}',
+                f'{stats.hits:,}', f'{stats.misses:,}', f'{stats.evictions:,}',
+                f'{stats.hit_rate:.1%}' if stats.total_queries else '-'
+            )
+    return table
+
+
+def write_csv(results: Results, path: Path) -> None:
+    """
+    Overview:
+        All numbers, one row per strategy, size, model and phase.
+    Arguments:
+        - results (:obj:`Results`): Of the simulation.
+        - path (:obj:`Path`): The file.
+    Raises:
+        - OSError: If it cannot be written.
+    """
+    managers = results.survey.reader.managers
+    columns = ('hits', 'misses', 'evictions')
+    with open(path, 'w', newline='') as file:
+        writer = csv.writer(file)
+        writer.writerow([
+            'strategy', 'recur_pool_percent', 'recur_pool_entries', 'model', 'phase', 'expansions',
+            *(f'{TITLES[kind]}_{column}' for kind in POOLS for column in columns), 'recur_hit_rate', 'restored',
+            'rebuilt', 'rebuilt_tokens',
+        ])
+        for outcome in (results.unlimited, *results.outcomes):
+            share = outcome.job.share
+            for (manager, phase), counts in sorted(outcome.counts.items()):
+                writer.writerow([
+                    'no eviction' if share is None else outcome.job.choice.name,
+                    '' if share is None else f'{100 * share:g}',
+                    '' if share is None else outcome.job.recur_size(managers[manager]), manager + 1, phase,
+                    counts.expansions,
+                    *(getattr(counts.pools[kind], column) for kind in POOLS for column in columns),
+                    f"{counts.pools['recur_pool'].hit_rate:.6f}", counts.rebuilds.restored, counts.rebuilds.rebuilds,
+                    counts.rebuilds.tokens,
+                ])
+
+
+def parse_sizes(text: str) -> list[float]:
+    """
+    Overview:
+        Read sizes as a command line has them.
+    Arguments:
+        - text (:obj:`str`): E.g. '5%,10%,...,100%' or '10%,50%'.
+    Returns:
+        - shares (:obj:`List[float]`): Of the nodes of a search, rising.
+    Raises:
+        - ValueError: If one is no percentage above 0, or '...' has not two before and one after it.
+    """
+    parts = [part.strip() for part in text.split(',')]
+    percents: list[float] = []
+    for place, part in enumerate(parts):
+        if part != '...':
+            percents.append(_percentage(part))
+            continue
+        if place < 2 or place + 1 == len(parts):
+            raise ValueError(f'--sizes is {text!r}: "..." needs two sizes before it and one after it: 5%,10%,...,100%')
+        last, step = _percentage(parts[place + 1]), percents[-1] - percents[-2]
+        if step <= 0 or (last - percents[-1]) / step > 1000:
+            raise ValueError(f'--sizes is {text!r}: the sizes before "..." must rise, to 1000 sizes at most')
+        while percents[-1] + step < last - step / 1000:
+            percents.append(percents[-1] + step)
+    return [percent / 100 for percent in sorted(set(percents))]
+
+
+def _percentage(part: str) -> float:
+    try:
+        percent = float(part[:-1]) if part.endswith('%') else 0.0
+    except ValueError:
+        percent = 0.0
+    if not 0 < percent <= 1000:
+        raise ValueError(f'--sizes has {part!r}: allowed is a percentage of the nodes of a search such as 25%')
+    return percent
+
+
+def _shown(results: Results) -> list[float]:
+    """As many sizes as fit on a screen, the recommended one among them."""
+    shares, chosen = results.shares, results.recommended()
+    if len(shares) <= MOST_COLUMNS:
+        return shares
+    spread = {shares[round(place * (len(shares) - 1) / (MOST_COLUMNS - 2))] for place in range(MOST_COLUMNS - 1)}
+    return sorted(spread | ({chosen.job.share} if chosen else set()))
+
+
+def _percent(share: float) -> str:
+    return f'{100 * share:g}%'
+
+
+def _size(results: Results, outcome: Outcome) -> str:
+    entries, nodes = results.entries(outcome), results.survey.facts.nodes_of_search
+    return f'{_percent(outcome.job.share)} of the nodes of a search ({entries:,} of {nodes:,} entries)'
+
+
+def _cost(results: Results, outcome: Outcome) -> str:
+    again = results.computed_again(outcome) - results.computed_again(results.unlimited)
+    return f'misses make the model compute {again:.1%} more tokens' if again > 0 else 'misses cost nothing'
