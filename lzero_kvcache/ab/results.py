@@ -99,7 +99,8 @@ def write_results(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
 def means_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
     """
     Overview:
-        Each arm's means over its seeds, with the standard deviation where there are several.
+        Each arm's means over its seeds, with the standard deviation where there are several, and the number of seeds
+        that have a value where not all do.
     Arguments:
         - rows (:obj:`Sequence[Mapping]`): As ``result_row``, those of trials that are done.
         - title (:obj:`str`): The table's.
@@ -115,6 +116,7 @@ def means_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         for _, column, text in SHOWN:
             values = [row[column] for row in of_arm if row[column] is not None]
             spread = f' ±{text.format(stdev(values))}' if len(values) > 1 else ''
-            cells.append(text.format(mean(values)) + spread if values else '-')
+            missing = f' (of {len(values)})' if len(values) < len(of_arm) else ''
+            cells.append(text.format(mean(values)) + spread + missing if values else '-')
         table.add_row(arm, str(len(of_arm)), *cells)
     return table
