@@ -221,6 +221,17 @@ def test_a_run_without_a_search_leaves_no_file(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_disk_that_is_full_from_the_beginning_is_refused(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
+    try:
+        with pytest.raises(OSError):
+            TraceWriter(tmp_path / 'trace', {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_full_disk_ends_the_trace_and_not_the_run(tmp_path, caplog):
     writer = TraceWriter(tmp_path / 'trace', {})
     model = build('lru', 1000)

@@ -241,19 +241,23 @@ SMALL = [
 @pytest.mark.slow
 def test_a_real_run_is_recorded_and_simulated(tmp_path):
     trace = tmp_path / 'traces/cartpole.trace'
-    run = command('trace', CARTPOLE, '--max-env-step', 20, '--exp-name', 'run', '--out', trace, *SMALL)
+    run = command('trace', CARTPOLE, '--max-env-step', 20, '--exp-name', 'run', '--out', trace, '--strategy', 'tree',
+                  '--recur-pool-size', 4, *SMALL)
     result = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     assert f'Next: lzero-kvcache simulate {trace}' in result.stdout
-    # What the run itself says of its recur pool, which has never evicted.
-    size, _, _, hits, misses, _ = re.search(
-        r'^recur_pool +(\d+) +(\d+) +(\d+) +([\d,]+) +([\d,]+) +(\d+) ', result.stdout, re.MULTILINE
-    ).groups()
     seen = survey(trace)
     assert set(seen.searches) == {'collect', 'eval'} and seen.reader.is_complete
-    assert seen.facts.num_simulations == 5 and seen.facts.recur_size == int(size)
-    total = run_job(trace, Job(Choice('fifo'), 1.0)).total.pools['recur_pool']
-    assert (f'{total.hits:,}', f'{total.misses:,}') == (hits, misses)
+    assert seen.facts.num_simulations == 5 and seen.facts.recur_size == 4
+
+    total = run_job(trace, Job(Choice('tree'), 4 / seen.facts.nodes_of_search)).total
+    for kind, stats in total.pools.items():
+        counted = re.search(rf'^{kind} .* ([\d,]+) +([\d,]+) +([\d,]+) +\S+ *$', result.stdout, re.MULTILINE).groups()
+        assert counted == (f'{stats.hits:,}', f'{stats.misses:,}', f'{stats.evictions:,}'), kind
+    said = ' '.join(result.stdout.split())
+    assert f'{total.rebuilds.restored:,} contexts restored' in said
+    assert f'{total.rebuilds.rebuilds:,} rebuilt, by {total.rebuilds.tokens:,} tokens' in said
+    assert total.rebuilds.tokens and total.pools['recur_pool'].misses
 
     again = subprocess.run(run, env=ENVIRONMENT, capture_output=True, text=True, cwd=tmp_path)
     assert again.returncode == 1 and 'is there already' in again.stderr

@@ -58,13 +58,12 @@ def simulate(
                 refusal = str(error)
         if refusal is None:
             try:
-                _report(screen, seen, outcomes, out)
+                _report(screen, seen, outcomes, len(replays), out)
             except OSError as error:
                 refusal = _sentence(error)
     if refusal is not None:
         raise click.ClickException(refusal)
     if interrupted:
-        click.echo(f'Interrupted after {len(outcomes)} of {len(replays)} replays: the results are of these.')
         raise SystemExit(INTERRUPTED)
 
 
@@ -104,11 +103,12 @@ def _replay(screen: Any, trace: Path, replays: list, jobs: Optional[int], module
             progress.update(task, advance=1, speed=f'{60 * speed / 1e6:.1f} million operations a minute and process')
 
 
-def _report(screen: Any, seen: Any, outcomes: list, out: Path) -> None:
+def _report(screen: Any, seen: Any, outcomes: list, wanted: int, out: Path) -> None:
     from ..trace.results import Results, hit_rates_table, pools_table, recommendation, write_csv
 
     unlimited = next((outcome for outcome in outcomes if outcome.job.share is None), None)
     if unlimited is None or len(outcomes) < 2:
+        screen.print('Interrupted before the first results.')
         return
     results = Results(seen, unlimited, [outcome for outcome in outcomes if outcome is not unlimited])
     screen.print(hit_rates_table(results))
@@ -117,6 +117,8 @@ def _report(screen: Any, seen: Any, outcomes: list, out: Path) -> None:
         screen.print()
         screen.print(pools_table(results, shown))
     text = recommendation(results)
+    if len(outcomes) < wanted:
+        text = f'Interrupted after {len(outcomes)} of {wanted} replays; what follows is of these alone.\n\n{text}'
     screen.print(f'\n{text}\n', markup=False, highlight=False, soft_wrap=True)
     (out / 'recommendation.txt').write_text(f'{text}\n')
     write_csv(results, out / 'results.csv')

@@ -31,6 +31,9 @@ class TraceWriter:
         # Without a buffer of its own, so that a process that is killed loses nothing that was written.
         self._file = open(path, 'xb', buffering=0)
         self._append(MAGIC + pack_block(HEAD, 0, json.dumps(head).encode()))
+        if self.error is not None:
+            self.close()
+            raise self.error
 
     def add_manager(self, facts: ManagerFacts) -> int:
         """
