@@ -158,6 +158,16 @@ def test_no_pool_may_be_large_enough(tmp_path):
     assert 'None of these pools keeps 99% of the hits' in recommendation(results)
 
 
+def test_results_may_be_incomplete(chain):
+    results = results_of(chain, ['lru'], [0.125, 0.25])
+    complete = results.outcomes
+    for count in range(1, len(complete)):
+        results.outcomes = complete[:count]
+        assert recommendation(results) and hit_rates_table(results).row_count
+    results.outcomes = complete[:2]
+    assert recommendation(results) == 'No strategy has been simulated.'
+
+
 def test_processes_find_what_one_process_finds(tmp_path):
     write(tmp_path / 'trace', records_of([[2, 2, 2, 2, 2], [1, 1, 1]] * 3, 1))
     jobs = jobs_of(chosen_strategies(['lru', 'tree']), [0.5])

@@ -105,8 +105,11 @@ def recommendation(results: Results) -> str:
     if not results.unlimited.hits:
         return 'The recur pool was never asked for anything that it could have had: any size and strategy will do.'
     chosen = results.recommended()
+    bests = [best for best in map(results.best, results.shares) if best is not None]
+    if not bests:
+        return 'No strategy has been simulated.'
     if chosen is None:
-        best = results.best(results.shares[-1])
+        best = bests[-1]
         return (
             f'None of these pools keeps {KEPT_HITS:.0%} of the hits. The largest, {_size(results, best)}, keeps '
             f'{results.kept(best):.1%} with {best.job.choice.name}: simulate larger ones (--sizes).'
@@ -116,9 +119,8 @@ def recommendation(results: Results) -> str:
         f'with {chosen.job.choice.name}.',
         f'It keeps {results.kept(chosen):.1%} of the hits of an unlimited pool; {_cost(results, chosen)}.',
     ]
-    smaller = [share for share in results.shares if share < chosen.job.share]
-    for share in smaller[:-4:-1]:
-        best = results.best(share)
+    smaller = [best for best in bests if best.job.share < chosen.job.share]
+    for best in smaller[:-4:-1]:
         lines.append(
             f'  {_size(results, best)}: at best {results.kept(best):.1%} ({best.job.choice.name}); '
             f'{_cost(results, best)}.'
