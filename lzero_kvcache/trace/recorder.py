@@ -85,8 +85,8 @@ class SearchRecorder(SearchObserver):
         if self._facts.num_priors:
             records['priors'] = self._follower.priors(nodes[0].step.policies)
         if predictions is not None:
-            records['reward_bin'] = mean_bin(predictions.reward.flatten(1)).cpu().numpy()
-            records['value_bin'] = mean_bin(predictions.value.flatten(1)).cpu().numpy()
+            records['reward_bin'] = mean_bin(predictions.reward.flatten(1)).float().cpu()
+            records['value_bin'] = mean_bin(predictions.value.flatten(1)).float().cpu()
         self._roots.append(records)
         self._number(nodes, ROOTS)
 
@@ -155,8 +155,9 @@ class SearchRecorder(SearchObserver):
             records[name] = np.concatenate([getattr(expansion, column) for expansion in expansions])
         if self._facts.num_priors:
             records['priors'] = np.concatenate([expansion.priors for expansion in expansions])
-        records['reward_bin'] = torch.cat([mean_bin(nodes.predictions.reward.flatten(1)) for nodes in made]).cpu()
-        records['value_bin'] = torch.cat([mean_bin(nodes.predictions.value.flatten(1)) for nodes in made]).cpu()
+        for name, logits in (('reward_bin', 'reward'), ('value_bin', 'value')):
+            bins = [mean_bin(getattr(nodes.predictions, logits).flatten(1)) for nodes in made]
+            records[name] = torch.cat(bins).float().cpu()
         batches = iter(np.split(records, np.cumsum([len(nodes.parents) for nodes in made])[:-1]))
         return [next(batches) if isinstance(nodes, _NewNodes) else nodes for nodes in self._nodes]
 
