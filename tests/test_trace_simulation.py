@@ -31,8 +31,9 @@ from lzero_kvcache.trace.format import (
     node_type,
     root_type,
 )
-from lzero_kvcache.trace.results import Results, hit_rates_table, parse_sizes, recommendation, write_csv
+from lzero_kvcache.trace.results import Results, hit_rates_table, recommendation, write_csv
 from lzero_kvcache.trace.simulation import Job, jobs_of, run_job, simulate, survey
+from lzero_kvcache.trace.sizes import parse_sizes
 
 INTERRUPTED = 130
 

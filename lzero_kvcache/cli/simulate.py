@@ -36,8 +36,8 @@ def simulate(
     with TemporaryDirectory() as folder, output_to(Path(folder) / 'simulation.log') as screen:
         with screen.status(f'Reading {trace} ...'):
             from ..trace.choices import chosen_strategies
-            from ..trace.results import parse_sizes
             from ..trace.simulation import jobs_of, survey
+            from ..trace.sizes import parse_sizes
             try:
                 for module in modules:
                     import_module(module)

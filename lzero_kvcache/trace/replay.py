@@ -1,6 +1,6 @@
 """One recorded run through real pools of another strategy and size."""
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import numpy as np
@@ -11,46 +11,9 @@ from ..stats import CacheStats
 from .belady import BeladyPool, Future
 from .choices import BELADY, Choice
 from .contexts import ReplayedContext, TokenAccounts
+from .counts import POOLS, PhaseCounts, Rebuilds
 from .format import CONTINUES, DROP, EXPANSION, FIRST_STEP, ROOTS, ManagerFacts
 from .reader import Search
-
-# As ``KVCacheManager.pools`` has them.
-POOLS = ('init_pools', 'recur_pool', 'wm_pool')
-
-
-@dataclass
-class Rebuilds:
-    """
-    Overview:
-        As ``RebuildStats``: what misses would have cost.
-    """
-    rebuilds: int = 0
-    tokens: int = 0
-    restored: int = 0
-
-
-@dataclass
-class PhaseCounts:
-    """
-    Overview:
-        What one phase of a run came to.
-    Arguments:
-        - pools (:obj:`Dict[str, CacheStats]`): By kind of pool.
-        - rebuilds (:obj:`Rebuilds`): What misses would have cost.
-        - expansions (:obj:`int`): Nodes below the roots.
-    """
-    pools: dict[str, CacheStats] = field(default_factory=lambda: {kind: CacheStats() for kind in POOLS})
-    rebuilds: Rebuilds = field(default_factory=Rebuilds)
-    expansions: int = 0
-
-    def __add__(self, other: 'PhaseCounts') -> 'PhaseCounts':
-        return PhaseCounts(
-            {kind: self.pools[kind] + other.pools[kind] for kind in POOLS},
-            Rebuilds(
-                self.rebuilds.rebuilds + other.rebuilds.rebuilds, self.rebuilds.tokens + other.rebuilds.tokens,
-                self.rebuilds.restored + other.rebuilds.restored
-            ), self.expansions + other.expansions
-        )
 
 
 @dataclass
@@ -392,18 +355,12 @@ class Replay:
     def _totals(self) -> PhaseCounts:
         init = sum((pool.stats for pool in self.init_pools), CacheStats())
         pools = dict(zip(POOLS, (init, self.recur_pool.stats + CacheStats(), self.wm_pool.stats + CacheStats())))
-        rebuilds = self._rebuilds
-        return PhaseCounts(pools, Rebuilds(rebuilds.rebuilds, rebuilds.tokens, rebuilds.restored))
+        return PhaseCounts(pools, self._rebuilds + Rebuilds())
 
     def _count(self, phase: str, before: PhaseCounts, expansions: int) -> None:
-        after = self._totals()
-        pools = {kind: after.pools[kind] - before.pools[kind] for kind in POOLS}
-        rebuilds = Rebuilds(
-            after.rebuilds.rebuilds - before.rebuilds.rebuilds, after.rebuilds.tokens - before.rebuilds.tokens,
-            after.rebuilds.restored - before.rebuilds.restored
-        )
-        counts = self.counts.get(phase, PhaseCounts())
-        self.counts[phase] = counts + PhaseCounts(pools, rebuilds, expansions)
+        of_search = self._totals() - before
+        of_search.expansions = expansions
+        self.counts[phase] = self.counts.get(phase, PhaseCounts()) + of_search
 
 
 # Strings are checked faster by a pool than integers are, and made once.

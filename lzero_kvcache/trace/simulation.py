@@ -10,9 +10,10 @@ from time import perf_counter
 from typing import Optional
 
 from .choices import BELADY, Choice
+from .counts import PhaseCounts
 from .format import PHASES, ManagerFacts
 from .reader import TraceReader
-from .replay import PhaseCounts, Replay
+from .replay import Replay
 
 # More than any search has nodes.
 UNLIMITED_ENTRIES = 2 ** 31
