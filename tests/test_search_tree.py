@@ -20,7 +20,7 @@ NUM_SIMULATIONS = 40
 
 
 def watch_search(model, num_simulations=NUM_SIMULATIONS):
-    """The rank that each expanded node had among its tree's nodes, by urgency, before it was expanded."""
+    """How many nodes of its tree had a shorter wait than each expanded node, before it was expanded."""
     inference = model.world_model.kv_cache_inference
     current = observations(model, 3, torch.Generator().manual_seed(5))
     timesteps = [np.array(0)] * 3
@@ -29,18 +29,17 @@ def watch_search(model, num_simulations=NUM_SIMULATIONS):
 
     def foresee(latents, search_depth):
         nodes = inference.nodes_of(np.asarray(latents), search_depth)
-        urgencies = nodes[0].in_tree.tree.urgencies()
-        trees = nodes[0].in_tree.tree._trees[:len(urgencies)]
+        waits = nodes[0].in_tree.tree.waits()
+        trees = nodes[0].in_tree.tree._trees[:len(waits)]
         for row, node in enumerate(nodes):
-            of_tree = urgencies[trees == row]
-            ranks.append(int((of_tree > urgencies[node.in_tree.number] + 1e-5).sum()))
+            ranks.append(int((waits[trees == row] < waits[node.in_tree.number]).sum()))
 
     search(model, root, timesteps, num_simulations, foreseer=foresee)
     return ranks
 
 
 @pytest.mark.parametrize('config', [dict(), dict(rotary=True), dict(observation='image')], ids=str)
-def test_the_most_urgent_node_is_the_one_that_the_search_expands_next(config):
+def test_the_search_expands_the_node_that_need_not_wait(config):
     ranks = watch_search(build_model(**config, kv_cache=kv_cache(strategy='tree')))
     # The search's numbers are of float32, so that it may decide a near tie otherwise.
     assert len(ranks) == 3 * NUM_SIMULATIONS
@@ -76,34 +75,34 @@ def tree_of(steps, num_roots, num_actions):
 
 
 @given(steps=st.lists(st.integers(0, 1000), max_size=60), num_roots=st.integers(1, 3), num_actions=st.integers(1, 4))
-def test_urgencies(steps, num_roots, num_actions):
+def test_waits(steps, num_roots, num_actions):
     tree, tried, parents_of = tree_of(steps, num_roots, num_actions)
-    urgencies = tree.urgencies()
-    assert len(urgencies) == tree.num_nodes == len(tried)
-    assert (urgencies <= 0).all() and not np.isnan(urgencies).any()
+    waits = tree.waits()
+    assert len(waits) == tree.num_nodes == len(tried)
+    assert (waits >= 0).all() and not np.isnan(waits).any()
     for node in tried:
-        assert np.isneginf(urgencies[node]) == (tried[node] == num_actions)
+        assert np.isposinf(waits[node]) == (tried[node] == num_actions)
 
     def root_of(node):
         return node if node < num_roots else root_of(parents_of[node])
 
     for root in range(num_roots):
         # A way down by the best choices ends at a node that is expanded next.
-        assert max(urgencies[node] for node in tried if root_of(node) == root) == 0
+        assert min(waits[node] for node in tried if root_of(node) == root) == 0
 
 
 @given(steps=st.lists(st.integers(0, 1000), min_size=5, max_size=60), size=st.integers(1, 6))
-def test_the_least_urgent_node_goes_first(steps, size):
+def test_the_node_of_the_longest_wait_goes_first(steps, size):
     tree, tried, _ = tree_of(steps, 1, 3)
-    urgencies = tree.urgencies()
+    waits = tree.waits()
     pool = KVCachePool(size, 'tree')
     kept = []
     for node in list(tried)[1:]:
         if len(kept) == size:
-            kept.remove(min(kept, key=lambda held: (urgencies[held], held)))
+            kept.remove(max(kept, key=lambda held: (waits[held], -held)))
         kept.append(node)
         pool.set(node, node, SearchTreeNode(tree, node))
-        assert sorted(urgencies[list(pool.keys())]) == sorted(urgencies[kept])
+        assert sorted(waits[list(pool.keys())]) == sorted(waits[kept])
         kept = list(pool.keys())
 
 
@@ -143,12 +142,12 @@ def test_what_has_no_place_in_the_running_search_goes_first():
 
 def test_a_new_place_replaces_the_former_one():
     tree, _, _ = tree_of(range(12), 1, 3)
-    urgencies = tree.urgencies()
-    least, most = int(np.argmin(urgencies[1:])) + 1, int(np.argmax(urgencies[1:])) + 1
+    waits = tree.waits()
+    soonest, latest = int(np.argmin(waits[1:])) + 1, int(np.argmax(waits[1:])) + 1
     policy = TreeEviction()
-    policy.insert(0, SearchTreeNode(tree, least))
+    policy.insert(0, SearchTreeNode(tree, latest))
     policy.insert(1, SearchTreeNode(tree, 5))
-    policy.update(0, SearchTreeNode(tree, most))
+    policy.update(0, SearchTreeNode(tree, soonest))
     policy.update(1)
     assert policy.victim() == 1
 
@@ -159,7 +158,7 @@ def test_a_model_is_copied_in_the_middle_of_a_search(duplicate):
     watch_search(model, 8)
     inference = duplicate(model).world_model.kv_cache_inference
     tree = inference._follower._tree
-    np.testing.assert_array_equal(tree.urgencies(), model.world_model.kv_cache_inference._follower._tree.urgencies())
+    np.testing.assert_array_equal(tree.waits(), model.world_model.kv_cache_inference._follower._tree.waits())
 
 
 def test_nothing_is_computed_where_nothing_is_evicted():
@@ -205,8 +204,8 @@ def mistakes(noisy, tree_class, seed):
     own, told = SearchTree(1, lambda: np.array([noisy])), tree_class(1, lambda: priors)
     wrong = 0
     for _ in range(60):
-        parent = int(own.urgencies().argmax())
-        wrong += told.urgencies()[parent] < -1e-9
+        parent = int(own.waits().argmin())
+        wrong += told.waits()[parent] > 0
         action = own._untried_priors[parent].argmax()
         expansion = Expansion(np.array([action]), np.zeros(1), generator.normal(size=1), flat)
         for tree in (own, told):

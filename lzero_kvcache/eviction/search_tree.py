@@ -4,6 +4,8 @@ from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
+from .search_waits import Choices, visits_until_chosen
+
 # The range of values below which LightZero's search does not stretch them to [0, 1].
 SMALLEST_RANGE = 0.01
 
@@ -33,12 +35,10 @@ class Expansion(NamedTuple):
 class SearchTree:
     """
     Overview:
-        The trees of one batched search, one per root, and how near each node is to being expanded next. The search goes
-        down by the largest pUCT score (Schrittwieser et al. 2020, "Mastering Atari, Go, chess and shogi by planning
-        with a learned model", equation 2); a node's ``urgency`` is minus what the choices that lead to its next
-        expansion lack to the best ones, added up along its path: 0 for the node that is expanded next,
-        minus infinity for one all of whose actions have been tried. The noise that a search adds to its roots' priors
-        is learned from what the search prefers. Nothing is computed before an urgency is asked for.
+        The trees of one batched search, one per root, and how many simulations it will take until each node is expanded
+        again. The search goes down by the largest pUCT score (Schrittwieser et al. 2020, "Mastering Atari, Go, chess
+        and shogi by planning with a learned model", equation 2), of which this is a copy. The noise that a search adds
+        to its roots' priors is learned from what the search prefers. Nothing is computed before it is asked for.
     Arguments:
         - num_roots (:obj:`int`): B, the trees.
         - root_priors (:obj:`Callable`): Returns the priors of the roots' actions, :math:`(B, num_actions)`.
@@ -57,7 +57,7 @@ class SearchTree:
         self._num_roots = num_roots
         self._pending: list[tuple[Sequence[int], Callable[[], Expansion]]] = []
         self._entered = 0
-        self._outlook: Optional[_Outlook] = None
+        self._choices: Optional[Choices] = None
         self.num_nodes = num_roots
 
     def expand(self, parents: Sequence[int], expansion: Callable[[], Expansion]) -> range:
@@ -75,36 +75,52 @@ class SearchTree:
         self.num_nodes = children.stop
         return children
 
-    def urgencies(self) -> np.ndarray:
+    def waits(self) -> np.ndarray:
         """
         Overview:
-            How near each node is to its next expansion.
+            How many simulations it will take until each node is expanded again: the visits that its ancestors and its
+            untried actions wait for, each as many simulations long as the ancestor is visited rarely.
         Returns:
-            - urgencies (:obj:`np.ndarray`): At most 0, :math:`(num_nodes, )`.
+            - waits (:obj:`np.ndarray`): 0 for the node of a tree that is expanded next, infinity for one all of whose
+                actions have been tried, :math:`(num_nodes, )`.
         """
         self._catch_up()
-        outlook = self._look()
-        lacking = np.zeros(self._entered)
+        count, choices = self._entered, self._look()
+        below = np.arange(self._num_roots, count)
+        of_parent, untried = self._parents[below], count + self._parents[below]
+        of_choice = visits_until_chosen(
+            choices, np.concatenate([self._waiting, below, untried]), np.concatenate([self._rivals, untried, below]),
+            self._pb_c_init
+        )
+        until_visited, between_visits = np.zeros(count), np.ones(count)
+        share = np.ones(count)
+        share[below] = np.maximum(1, self._visits[of_parent] / self._visits[below])
         for nodes in self._levels():
             above = self._parents[nodes]
-            lacking[nodes] = lacking[above] + outlook.best[above] - outlook.scores[nodes]
-        return outlook.untried - outlook.best - lacking
+            until_visited[nodes] = until_visited[above] + of_choice[nodes] * between_visits[above]
+            between_visits[nodes] = between_visits[above] * share[nodes]
+        is_exhausted = np.isneginf(self._best_untried[:count])
+        return np.where(is_exhausted, np.inf, until_visited + of_choice[count:] * between_visits)
 
-    def _look(self) -> '_Outlook':
-        if self._outlook is not None:
-            return self._outlook
-        count = self._entered
-        below = slice(self._num_roots, count)
-        visits, of_parent = self._visits[:count], self._parents[below]
-        q_values = self._rewards[:count] + self._discount_factor * self._value_sums[:count] / np.maximum(visits, 1)
-        exploration = self._exploration(visits)
-        scores = self._scaled(q_values)
-        scores[below] += exploration[of_parent] * self._prior[below] / (visits[below] + 1)
-        untried = self._scaled(self._expected_q(q_values)) + exploration * self._best_untried[:count]
-        best = untried.copy()
-        np.maximum.at(best, of_parent, scores[below])
-        self._outlook = _Outlook(scores, untried, self._best_untried[:count].copy(), best, exploration)
-        return self._outlook
+    def _look(self) -> Choices:
+        """The choices as of now: of each node, and of the best untried action of each node."""
+        if self._choices is None:
+            count = self._entered
+            visits, parents = self._visits[:count], self._parents[:count]
+            q_values = self._rewards[:count] + self._discount_factor * self._value_sums[:count] / np.maximum(visits, 1)
+            tries = visits.copy()
+            # Its own prediction counts as a node's first visit.
+            tries[self._num_roots:] -= 1
+            exploration = np.log((tries + self._pb_c_base + 1) / self._pb_c_base) + self._pb_c_init
+            exploration *= np.sqrt(tries)
+            self._choices = Choices(
+                values=np.concatenate([self._scaled(q_values), self._scaled(self._expected_q(q_values))]),
+                priors=np.concatenate([self._prior[:count], self._best_untried[:count]]),
+                visits=np.concatenate([visits, np.zeros(count)]),
+                exploration=np.concatenate([exploration[parents], exploration]),
+                tries=np.concatenate([tries[parents], tries]),
+            )
+        return self._choices
 
     def _levels(self) -> list[np.ndarray]:
         return [np.array(nodes) for nodes in self._nodes_by_depth[1:]]
@@ -118,12 +134,6 @@ class SearchTree:
         for nodes in self._levels():
             expected[nodes] = (expected[self._parents[nodes]] + sums[nodes]) / (tried[nodes] + 1)
         return expected
-
-    def _exploration(self, visits: np.ndarray) -> np.ndarray:
-        tries = visits.copy()
-        # Its own prediction counts as a node's first visit.
-        tries[self._num_roots:] -= 1
-        return (np.log((tries + self._pb_c_base + 1) / self._pb_c_base) + self._pb_c_init) * np.sqrt(tries)
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         """Values as the selection rule sees them, between 0 and 1."""
@@ -149,6 +159,9 @@ class SearchTree:
         self._best_untried[:] = priors.max(1)
         self._lowest, self._highest = np.full(count, np.inf), np.full(count, -np.inf)
         self._nodes_by_depth = [list(range(count))]
+        self._children: dict[int, list[int]] = {}
+        # Pairs of siblings.
+        self._waiting, self._rivals = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
         self._entered = count
 
     def _allocate(self, size: int) -> None:
@@ -160,7 +173,7 @@ class SearchTree:
                 getattr(self, name)[:len(former[name])] = former[name]
 
     def _enter(self, parents: np.ndarray, expansion: Expansion) -> None:
-        outlook = self._look()
+        choices = self._look()
         first, count = self._entered, len(parents)
         self._entered += count
         if self._entered > len(self._parents):
@@ -177,13 +190,20 @@ class SearchTree:
         self._untried_priors[new] = expansion.priors
         changed = np.concatenate([parents, new])
         self._best_untried[changed] = self._untried_priors[changed].max(1)
-        for node, depth in zip(new.tolist(), self._depths[new].tolist()):
+        waiting, rivals = [], []
+        for node, parent, depth in zip(new.tolist(), parents.tolist(), self._depths[new].tolist()):
             if depth == len(self._nodes_by_depth):
                 self._nodes_by_depth.append([])
             self._nodes_by_depth[depth].append(node)
+            siblings = self._children.setdefault(parent, [])
+            waiting += siblings + [node] * len(siblings)
+            rivals += [node] * len(siblings) + siblings
+            siblings.append(node)
+        self._waiting = np.append(self._waiting, np.array(waiting, dtype=np.int64))
+        self._rivals = np.append(self._rivals, np.array(rivals, dtype=np.int64))
         below_roots = self._back_up(new.tolist(), np.asarray(expansion.values, dtype=np.float64).tolist())
-        self._learn_noise(below_roots, outlook)
-        self._outlook = None
+        self._learn_noise(below_roots, choices)
+        self._choices = None
 
     def _back_up(self, nodes: Sequence[int], values: Sequence[float]) -> list[int]:
         """Count what the nodes have added to their paths; the roots' children that the paths go through."""
@@ -199,12 +219,14 @@ class SearchTree:
                 visits[node] += 1
                 value_sums[node] += value
                 reward = rewards[node]
-                q_value = reward + self._discount_factor * value_sums[node] / visits[node]
+                is_root = node < self._num_roots
+                # LightZero counts one visit of a root that brings no value, and takes the result for one of the range.
+                q_value = reward + self._discount_factor * value_sums[node] / (visits[node] + is_root)
                 if q_value < lowest:
                     lowest = q_value
                 if q_value > highest:
                     highest = q_value
-                if node < self._num_roots:
+                if is_root:
                     break
                 value = reward + self._discount_factor * value
                 below, node = node, parents[node]
@@ -212,38 +234,20 @@ class SearchTree:
             self._lowest[tree], self._highest[tree] = lowest, highest
         return below_roots
 
-    def _learn_noise(self, below_roots: Sequence[int], outlook: '_Outlook') -> None:
+    def _learn_noise(self, below_roots: Sequence[int], choices: Choices) -> None:
         """Raise the priors of what the search has chosen at its roots to where its choice would have been expected."""
+        count = len(choices.values) // 2
+        scores = choices.scores()
         for node in below_roots:
             root = self._parents[node]
-            exploration = outlook.exploration[root]
+            exploration = choices.exploration[root]
             if exploration == 0:
                 continue
-            if node < len(outlook.scores):
-                score = outlook.scores[node]
-            else:
-                score = outlook.untried[root] + exploration * (self._prior[node] - outlook.best_untried[root])
-            lacking = outlook.best[root] - score
+            score = scores[node] if node < count else choices.values[count + root] + exploration * self._prior[node]
+            rivals = [child for child in self._children[root] if child < count]
+            lacking = max(scores[count + root], *scores[rivals], score) - score
             if lacking > 0:
                 self._prior[node] += lacking * self._visits[node] / exploration
-
-
-class _Outlook(NamedTuple):
-    """
-    Overview:
-        What the selection rule said when the search was last looked at, one number per node.
-    Arguments:
-        - scores (:obj:`np.ndarray`): Of the node itself, among its siblings.
-        - untried (:obj:`np.ndarray`): Of the best of its untried actions.
-        - best_untried (:obj:`np.ndarray`): That action's prior.
-        - best (:obj:`np.ndarray`): The best score among its children and untried actions.
-        - exploration (:obj:`np.ndarray`): What a prior is multiplied by, before it is divided by the visits.
-    """
-    scores: np.ndarray
-    untried: np.ndarray
-    best_untried: np.ndarray
-    best: np.ndarray
-    exploration: np.ndarray
 
 
 class SearchTreeNode(NamedTuple):

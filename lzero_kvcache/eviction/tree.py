@@ -12,9 +12,9 @@ from .search_tree import SearchTree, SearchTreeNode
 class TreeEviction(EvictionPolicy):
     """
     Overview:
-        Made for search trees: the node that the search is farthest from expanding again goes first, by the search's own
-        selection rule on the values, rewards and priors that the model has predicted (see ``SearchTree``); a node all
-        of whose actions have been tried goes before any other. Entries that have no place in the running search, such
+        Made for search trees: the node that will be expanded again last goes first, by the search's own selection rule
+        on the values, rewards and priors that the model has predicted (see ``SearchTree``); a node all of whose actions
+        have been tried goes before any other. Entries that have no place in the running search, such
         as roots of former steps, go before all of these, the least recently used one first. A simulation's evictions
         cost O(n) together.
     """
@@ -26,7 +26,7 @@ class TreeEviction(EvictionPolicy):
         self._numbers: dict[int, int] = {}
         # As of the search's last expansion that was looked at.
         self._num_nodes = 0
-        self._urgencies = np.zeros(0)
+        self._waits = np.zeros(0)
         self._heap: list[tuple[float, int]] = []
 
     def insert(self, slot: int, priority: Priority = None) -> None:
@@ -37,7 +37,7 @@ class TreeEviction(EvictionPolicy):
             self._begin(priority.tree)
         self._numbers[slot] = priority.number
         if self._num_nodes == self._search.num_nodes:
-            heappush(self._heap, (self._urgencies[priority.number], slot))
+            heappush(self._heap, (-self._waits[priority.number], slot))
 
     def remove(self, slot: int) -> None:
         if self._numbers.pop(slot, None) is None:
@@ -59,8 +59,8 @@ class TreeEviction(EvictionPolicy):
         if self._num_nodes != self._search.num_nodes:
             self._look_at_search()
         while True:
-            urgency, slot = self._heap[0]
-            if slot in self._numbers and self._urgencies[self._numbers[slot]] == urgency:
+            negative_wait, slot = self._heap[0]
+            if slot in self._numbers and -self._waits[self._numbers[slot]] == negative_wait:
                 return slot
             heappop(self._heap)
 
@@ -70,9 +70,8 @@ class TreeEviction(EvictionPolicy):
         self._search, self._num_nodes, self._heap = search, 0, []
 
     def _look_at_search(self) -> None:
-        self._urgencies = self._search.urgencies()
-        self._num_nodes = len(self._urgencies)
-        slots = list(self._numbers)
-        urgencies = self._urgencies[list(self._numbers.values())].tolist()
-        self._heap = list(zip(urgencies, slots))
+        self._waits = self._search.waits()
+        self._num_nodes = len(self._waits)
+        negative_waits = -self._waits[list(self._numbers.values())]
+        self._heap = list(zip(negative_waits.tolist(), self._numbers))
         heapify(self._heap)
