@@ -11,6 +11,7 @@ small_pool = dict(size=nodes // 4)
 arms = dict(
     fifo=dict(kv_cache=dict(strategy='fifo', recur_pool=small_pool)),
     lru=dict(kv_cache=dict(strategy='lru', recur_pool=small_pool)),
+    tree=dict(kv_cache=dict(strategy='tree', recur_pool=small_pool)),
     # LightZero's own cache.
     release=dict(kv_cache=None),
 )

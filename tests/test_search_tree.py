@@ -223,3 +223,10 @@ def test_the_noise_at_the_roots_is_learned(noisy):
 
 def test_without_noise_there_is_nothing_to_learn():
     assert mistakes([0.5, 0.3, 0.2], SearchTree, 0) == 0
+
+
+def test_the_policys_discount_reaches_the_tree():
+    model = build_model(kv_cache=kv_cache(strategy='tree'))
+    model.world_model.configure_kv_cache(discount_factor=0.9)
+    watch_search(model, 1)
+    assert model.world_model.kv_cache_inference._follower._tree._discount_factor == 0.9

@@ -39,6 +39,7 @@ from lzero_kvcache.trace.writer import TraceWriter
 FACTS = dict(
     env_num=2, num_simulations=4, init_size=3, recur_size=8, wm_size=2, strategy='lru', on_miss='rebuild',
     window='shift', context_length=8, num_observations_tokens=1, most_tokens=1024, num_actions=3, samples_actions=False,
+    discount_factor=0.997,
 )
 
 

@@ -190,6 +190,7 @@ def _managed_world_model(world_model: WorldModel, cfg: EasyDict) -> Optional[KVC
         num_simulations=cfg.num_simulations,
         env_num=max(world_model.env_num, cfg.collector_env_num, cfg.evaluator_env_num),
         game_segment_length=cfg.game_segment_length,
+        discount_factor=cfg.discount_factor,
     )
     return None if world_model.kv_cache_manager is None else world_model
 

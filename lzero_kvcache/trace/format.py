@@ -101,6 +101,7 @@ class ManagerFacts:
         - most_tokens (:obj:`int`): Missing tokens that one forward computes at most.
         - num_actions (:obj:`int`): Actions that a search tries at a node.
         - samples_actions (:obj:`bool`): Whether these are drawn, so that they have no priors.
+        - discount_factor (:obj:`float`): Of the searches, 0 to 1.
     """
     env_num: int
     num_simulations: int
@@ -115,6 +116,7 @@ class ManagerFacts:
     most_tokens: int
     num_actions: int
     samples_actions: bool
+    discount_factor: float
 
     @property
     def num_priors(self) -> int:
@@ -151,6 +153,8 @@ class ManagerFacts:
         for name, allowed in (('on_miss', ('rebuild', 'reset')), ('window', ('shift', 'rebuild'))):
             if values[name] not in allowed:
                 raise ValueError(f"{name} of a manager is {values[name]!r}: allowed are {', '.join(allowed)}")
+        if not 0 <= values['discount_factor'] <= 1:
+            raise ValueError(f"discount_factor of a manager is {values['discount_factor']}: allowed are 0 to 1")
         if values['context_length'] < 4:
             raise ValueError(f"context_length of a manager is {values['context_length']}: allowed are 4 and more")
         return cls(**values)

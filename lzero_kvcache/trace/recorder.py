@@ -62,7 +62,7 @@ class SearchRecorder(SearchObserver):
         self._facts = manager_facts(inference, world_model)
         self._manager = writer.add_manager(self._facts)
         self._writer = writer
-        self._follower = SearchFollower(world_model)
+        self._follower = SearchFollower(world_model, inference.discount_factor)
         self._numbers: dict[str, int] = {}
         self._events: list[tuple[int, int, int]] = []
         self._roots: list[np.ndarray] = []
@@ -205,7 +205,7 @@ def manager_facts(inference: ManagedInference, world_model: Any) -> ManagerFacts
         num_actions=int(
             world_model.config.num_of_sampled_actions if samples_actions else world_model.action_space_size
         ),
-        samples_actions=samples_actions,
+        samples_actions=samples_actions, discount_factor=float(inference.discount_factor),
     )
 
 

@@ -189,7 +189,7 @@ class Replay:
     def _begin_tree(self, roots: np.ndarray) -> Sequence[Optional[SearchTreeNode]]:
         if not self._follows_search:
             return [None] * len(roots)
-        self._tree = SearchTree(len(roots), lambda: self._priors(roots))
+        self._tree = SearchTree(len(roots), lambda: self._priors(roots), self._facts.discount_factor)
         return [SearchTreeNode(self._tree, number) for number in range(len(roots))]
 
     def _priors(self, records: np.ndarray) -> np.ndarray:

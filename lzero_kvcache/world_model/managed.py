@@ -75,6 +75,7 @@ class ManagedInference:
         - env_num (:obj:`int`): Environments.
         - num_simulations (:obj:`int`): Simulations per search.
         - game_segment_length (:obj:`Optional[int]`): Steps per game segment.
+        - discount_factor (:obj:`float`): Of the searches.
     Raises:
         - ValueError: If the model's window is too short for a cache, or the memory budget too small.
     """
@@ -86,11 +87,13 @@ class ManagedInference:
             env_num: int,
             num_simulations: int,
             game_segment_length: Optional[int] = None,
+            discount_factor: float = 0.997,
     ) -> None:
         self.config = config
         self.context_lengths = np.zeros(0, dtype=np.int64)
         self.weights_generation = 0
         self.num_simulations = num_simulations
+        self.discount_factor = discount_factor
         self.observer: Optional[SearchObserver] = None
         self._num_observations_tokens = world_model.num_observations_tokens
         self._positions = SearchPositions(config.rope_positions)
@@ -119,7 +122,7 @@ class ManagedInference:
         self._scores = scores_of(config)
         self._follower: Optional[SearchFollower] = None
         if self.manager.recur_pool.eviction_policy.follows_search:
-            self._follower = SearchFollower(world_model)
+            self._follower = SearchFollower(world_model, discount_factor)
         self.histories = EnvironmentHistories(
             self.manager, self.store,
             num_observations=1 + self._window.limit // tokens_per_step,

@@ -34,6 +34,7 @@ class KVCacheWorldModelMixin:
             num_simulations: Optional[int] = None,
             env_num: Optional[int] = None,
             game_segment_length: Optional[int] = None,
+            discount_factor: Optional[float] = None,
     ) -> None:
         """
         Overview:
@@ -42,6 +43,7 @@ class KVCacheWorldModelMixin:
             - num_simulations (:obj:`Optional[int]`): Simulations per search (default 50).
             - env_num (:obj:`Optional[int]`): Environments.
             - game_segment_length (:obj:`Optional[int]`): Steps per game segment.
+            - discount_factor (:obj:`Optional[float]`): Of the searches (default 0.997).
         Raises:
             - ValueError: If the config is not valid or the model's window is too short for a cache.
         """
@@ -58,6 +60,7 @@ class KVCacheWorldModelMixin:
             env_num=env_num or self.env_num,
             num_simulations=num_simulations or getattr(self.config, 'num_simulations', None) or 50,
             game_segment_length=game_segment_length or getattr(self.config, 'game_segment_length', None),
+            discount_factor=discount_factor or getattr(self.config, 'discount_factor', None) or 0.997,
         )
         bind_stock_names(self, config.mode)
 

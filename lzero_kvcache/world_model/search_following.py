@@ -16,9 +16,11 @@ class SearchFollower:
         Keeps a ``SearchTree`` of the running search. What the model has predicted is looked at when a strategy asks.
     Arguments:
         - world_model (:obj:`WorldModel`): The model. Only its dimensions are read.
+        - discount_factor (:obj:`float`): Of the searches.
     """
 
-    def __init__(self, world_model: Any) -> None:
+    def __init__(self, world_model: Any, discount_factor: float) -> None:
+        self._discount_factor = discount_factor
         self._support_size = world_model.support_size
         self._is_continuous = world_model.continuous_action_space
         self._num_actions = world_model.action_space_size
@@ -35,7 +37,7 @@ class SearchFollower:
         Returns:
             - nodes (:obj:`List[SearchTreeNode]`): The roots.
         """
-        self._tree = SearchTree(len(policies), partial(self.priors, policies))
+        self._tree = SearchTree(len(policies), partial(self.priors, policies), self._discount_factor)
         return [SearchTreeNode(self._tree, number) for number in range(len(policies))]
 
     def expand(
