@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Optional
 
@@ -15,6 +16,7 @@ from test_ab import SMALL, read_csv
 from training import read_scalars
 
 from lzero_kvcache import EvictionStrategy, KVCacheConfig
+from lzero_kvcache.ab.config import load_ab_config
 from lzero_kvcache.cli import main
 
 ROOT = Path(__file__).parents[1]
@@ -111,6 +113,14 @@ def test_paths_and_modules_are_there(document):
 
 
 @every_document
+def test_extras_are_there(document):
+    setup = ConfigParser()
+    setup.read(ROOT / 'setup.cfg')
+    for extras in re.findall(r"(?:lzero-kvcache|'\.)\[([\w,]+)\]", document.read_text()):
+        assert set(extras.split(',')) <= set(setup['options.extras_require']), f'{document.name}: {extras}'
+
+
+@every_document
 def test_python_blocks_are_python_3_9(document):
     for code in code_blocks(document, 'python'):
         compile(code, document.name, 'exec')
@@ -195,6 +205,18 @@ def test_the_chinese_readme_is_as_complete_as_the_english_one():
     assert [language for language, _ in blocks[1]] == [language for language, _ in blocks[0]]
     for (_, of_english), (_, of_chinese) in zip(*blocks):
         assert without_comments(of_chinese) == without_comments(of_english)
+    codes = [Counter(re.findall(r'`([^`]+)`', prose(path).replace('\n', ' '))) for path in (english, chinese)]
+    assert codes[1] == codes[0]
+
+
+@pytest.mark.parametrize('document', ['README.md', 'docs/migrating.md'])
+def test_the_ab_config_is_one(document, tmp_path):
+    (code, ) = [code for code in code_blocks(ROOT / document, 'python') if '\narms = ' in code]
+    (tmp_path / 'ab_config.py').write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT)
+        config = load_ab_config(tmp_path / 'ab_config.py')
+    assert len(config.specs()) == len(config.seeds) * len(config.experiments) >= 6
 
 
 def test_each_readme_links_to_the_other():
@@ -274,9 +296,9 @@ def test_the_strategies_of_the_guide_are_recorded_simulated_and_trained_with(wit
     assert re.search(r'^recur_pool +50 ', said, re.MULTILINE)
     said = run(
         with_snippets, *COMMAND, 'simulate', 'cartpole.trace', '--import', 'my_strategies', '--strategies',
-        'lru,second_chance,returning,urgent', '--sizes', '20%,60%', '--jobs', '1'
+        'lru,second_chance,returning,longest_wait', '--sizes', '20%,60%', '--jobs', '1'
     )
-    for name in ('second_chance', 'returning', 'urgent'):
+    for name in ('second_chance', 'returning', 'longest_wait'):
         assert re.search(rf'^{name} +\d', said, re.MULTILINE), said
         assert name in (with_snippets / 'cartpole_simulated' / 'results.csv').read_text()
 
