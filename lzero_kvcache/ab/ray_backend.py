@@ -95,7 +95,8 @@ class RayBackend(Backend):
         try:
             if self._address:
                 _check_answers(self._address)
-            ray.init(address=self._address, log_to_driver=False, logging_level='ERROR', **size)
+            # 'local': a cluster of its own, even where another one runs on this machine.
+            ray.init(address=self._address or 'local', log_to_driver=False, logging_level='ERROR', **size)
         except (OSError, RuntimeError, ValueError) as error:
             if not self._address:
                 raise ValueError(f'Ray cannot be started: {error}') from error
