@@ -1,4 +1,6 @@
 """LightZero's config files as experiments: loaded unedited, and changed by options."""
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -257,3 +259,18 @@ def test_a_checkpoint_that_was_cut_off_is_none(tmp_path):
     (tmp_path / 'ckpt' / 'iteration_0.pth.tar').unlink()
     with pytest.raises(FileNotFoundError, match='no complete checkpoint'):
         newest_checkpoint(tmp_path)
+
+
+def test_a_config_anywhere_may_build_on_what_lies_in_the_working_directory(tmp_path):
+    """By the installed command, whose sys.path begins beside the command."""
+    config = tmp_path / 'my_config.py'
+    config.write_text('from configs.cartpole_unizero_config import create_config, main_config\n')
+    code = (
+        'import sys; from pathlib import Path; sys.path = [entry for entry in sys.path if entry]; '
+        f'from lzero_kvcache.experiment import load_experiment; print(load_experiment(Path({str(config)!r})).entry)'
+    )
+    completed = subprocess.run(
+        [sys.executable, '-c', code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.splitlines()[-1] == 'train_unizero'

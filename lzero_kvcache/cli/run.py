@@ -42,12 +42,12 @@ def run(
     if cpu:
         # Before PyTorch looks for one: the stock entries ask PyTorch, not the config.
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
-    from ..output import output_to
+    from ..output import output_to, spinner
 
     refusal = None
     # What importing LightZero prints is of no use.
     with TemporaryDirectory() as folder, output_to(Path(folder) / 'loading.log') as screen:
-        with screen.status(f'Loading LightZero and {config} ...'):
+        with spinner(screen, f'Loading LightZero and {config} ...'):
             from ..experiment import apply_options, check_environment, load_experiment
             try:
                 experiment = load_experiment(config, config_arguments)

@@ -28,13 +28,13 @@ def simulate(
 
     TRACE is a file that 'lzero-kvcache trace' has written. Nothing in it is executed.
     """
-    from ..output import output_to
+    from ..output import output_to, spinner
 
     out = out or trace.with_name(f'{trace.stem}_simulated')
     refusal, interrupted = None, False
     # What importing DI-engine prints is of no use.
     with TemporaryDirectory() as folder, output_to(Path(folder) / 'simulation.log') as screen:
-        with screen.status(f'Reading {trace} ...'):
+        with spinner(screen, f'Reading {trace} ...'):
             from ..trace.choices import chosen_strategies
             from ..trace.simulation import jobs_of, survey
             from ..trace.sizes import parse_sizes

@@ -23,10 +23,10 @@ def record(out: Path, **options: Any) -> None:
     if options['cpu']:
         # Before PyTorch looks for one, which happens when LightZero is imported.
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
-    from ..output import output_to
+    from ..output import output_to, spinner
 
     with TemporaryDirectory() as folder, output_to(Path(folder) / 'loading.log') as screen:
-        with screen.status('Loading LightZero ...'):
+        with spinner(screen, 'Loading LightZero ...'):
             from ..trace.recorder import record_searches
             from ..trace.writer import TraceWriter
     given = {name: str(value) for name, value in options.items() if value not in (None, (), False)}

@@ -1,4 +1,5 @@
 import inspect
+import os
 import runpy
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -129,7 +130,7 @@ def run_config_file(path: Path, run_name: str = 'config', arguments: Sequence[st
         Execute a config file.
     Arguments:
         - path (:obj:`Path`): The file. The folder that it lies in, or the one that holds its package, is put on
-            ``sys.path``.
+            ``sys.path``, and the working directory after everything else.
         - run_name (:obj:`str`): Its ``__name__``.
         - arguments (:obj:`Sequence[str]`): Of its command line.
     Returns:
@@ -143,6 +144,9 @@ def run_config_file(path: Path, run_name: str = 'config', arguments: Sequence[st
         root = root.parent
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
+    if os.getcwd() not in sys.path:
+        # As 'python -m' has it, so that a config anywhere may build on those of configs/.
+        sys.path.append(os.getcwd())
     try:
         with patch.object(sys, 'argv', [str(path), *arguments]), redirect_stderr(StringIO()) as said:
             return runpy.run_path(str(path), run_name=run_name)
