@@ -1,3 +1,4 @@
+import signal
 from typing import Callable
 
 import pytest
@@ -11,6 +12,9 @@ settings.load_profile('tests')
 
 # The models are small: a second thread costs more than it brings, and much more on a busy machine.
 torch.set_num_threads(1)
+
+# A shell starts what runs in the background deaf to Ctrl-C, and so would be the commands that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')
