@@ -1,4 +1,8 @@
 import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Callable
 
 import pytest
@@ -28,3 +32,15 @@ def keys_values() -> Callable[[float], KeysValues]:
         return kv
 
     return make
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KiB, where one may be mounted."""
+    folder = tmp_path / 'tiny'
+    folder.mkdir()
+    command = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(folder)]
+    if sys.platform != 'linux' or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip('mounting a file system needs Linux and its permission')
+    yield folder
+    subprocess.run(['umount', '-l', str(folder)], check=True)

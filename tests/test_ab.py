@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 from lzero_kvcache.ab.backend import Backend, Event
 from lzero_kvcache.ab.config import load_ab_config
 from lzero_kvcache.ab.evaluations import Evaluation, return_last
-from lzero_kvcache.ab.files import DiskFullError, write_atomically
 from lzero_kvcache.ab.folder import RunFolder, prepare
 from lzero_kvcache.ab.results import COLUMNS, result_row
 from lzero_kvcache.ab.run import ABRun
 from lzero_kvcache.ab.series import COLUMNS as SERIES_COLUMNS
 from lzero_kvcache.ab.trial import load_spec, write_outcome
 from lzero_kvcache.cli import main
+from lzero_kvcache.files import DiskFullError, write_atomically
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('ab_*.py'))
@@ -290,18 +290,6 @@ def test_a_run_that_was_never_asked_for_it_has_no_last_return():
 
 
 # Disks that are full.
-
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of 64 KiB, where one may be mounted."""
-    folder = tmp_path / 'tiny'
-    folder.mkdir()
-    command = ['mount', '-t', 'tmpfs', '-o', 'size=64k', 'tmpfs', str(folder)]
-    if sys.platform != 'linux' or subprocess.run(command, capture_output=True).returncode:
-        pytest.skip('mounting a file system needs Linux and its permission')
-    yield folder
-    subprocess.run(['umount', '-l', str(folder)], check=True)
-
 
 def test_a_full_disk_leaves_the_former_file(tiny_disk):
     path = tiny_disk / 'results.csv'

@@ -12,6 +12,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from easydict import EasyDict
 from hypothesis import given
 from hypothesis import strategies as st
 from test_trace_files import records_of, write
@@ -127,9 +128,10 @@ def test_the_smallest_sufficient_pool_is_recommended(chain, tmp_path):
     assert '25% of the nodes of a search (2 of 8 entries)' in text and 'It keeps 100.0% of the hits' in text
     assert '12.5% of the nodes of a search (1 of 8 entries): at best' in text
     namespace = dict(main_config=recorder(), create_config=recorder())
+    cache = namespace['main_config'].policy.model.world_model_cfg.kv_cache = EasyDict(on_miss='reset', strategy='tree')
     exec('\n'.join(line.strip() for line in text.splitlines()[-2:]), namespace)
-    entry = namespace['main_config'].policy.model.world_model_cfg.kv_cache
-    assert entry['recur_pool'] == dict(size=2) and entry['strategy'] in ('fifo', 'lru')
+    assert cache.recur_pool == dict(size=2) and cache.strategy in ('fifo', 'lru') and cache.on_miss == 'reset'
+    assert 'without kv_cache takes kv_cache = dict(...)' in text
     assert len(hit_rates_table(results).columns) == 4
     write_csv(results, tmp_path / 'results.csv')
     rows = list(csv.DictReader(open(tmp_path / 'results.csv')))
@@ -197,12 +199,70 @@ def test_other_sizes_are_refused(text):
     (['--strategies', 'lruu'], "--strategies has 'lruu'.*did you mean 'lru'"),
     (['--strategies', 'priority:value'], "--strategies has 'priority:value'.*predicted_value"),
     (['--strategies', 'lru:predicted_value'], "'lru' goes by no score"),
+    (['--strategies', 'slru:3'], "--strategies has 'slru:3'.*allowed is 'slru'"),
     (['--sizes', '5'], "--sizes has '5': allowed is a percentage"),
     (['--import', 'no_such_module'], '--import: No module named'),
 ])
 def test_wrong_options_are_refused_by_a_sentence(chain, options, message):
     result = CliRunner().invoke(main, ['simulate', str(chain), *options])
     assert result.exit_code == 1 and re.search(message, result.output.replace('\n', ' '))
+
+
+def test_the_nearest_file_is_named(chain):
+    result = CliRunner().invoke(main, ['simulate', str(chain.with_name('chan.trace'))])
+    assert result.exit_code == 1 and f'No such file or directory; did you mean {chain}?' in result.output
+    result = CliRunner().invoke(main, ['simulate', str(chain.with_name('of_another_kind'))])
+    assert result.exit_code == 1 and 'No such file' in result.output and 'did you mean' not in result.output
+
+
+def simulated(trace, *options):
+    return CliRunner().invoke(main, ['simulate', str(trace), '--sizes', '25%', '--jobs', '1', *options])
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_results_of_something_else_are_not_overwritten(chain, tmp_path):
+    folder = tmp_path / 'chain_simulated'
+    assert simulated(chain, '--strategies', 'lru').exit_code == 0
+    former = contents(folder)
+    assert simulated(chain, '--strategies', 'lru').exit_code == 0
+    # The same once more, from a copy of the same trace.
+    (tmp_path / 'copy.trace').write_bytes(chain.read_bytes())
+    assert simulated(tmp_path / 'copy.trace', '--strategies', 'lru', '--out', str(folder)).exit_code == 0
+    write(tmp_path / 'other.trace', searches_of([(0, 1)]))
+    for trace, options, words in (
+        (chain, ['--strategies', 'fifo'], 'with --strategies lru:'),
+        (chain, ['--strategies', 'lru', '--sizes', '50%'], 'with --sizes 25%:'),
+        (tmp_path / 'other.trace', ['--strategies', 'lru', '--out', str(folder)], 'of another trace'),
+    ):
+        result = simulated(trace, *options)
+        assert result.exit_code == 1 and words in result.output and 'another --out' in result.output
+    kept = contents(folder)
+    assert kept['results.csv'] == former['results.csv'] and set(kept) == set(former)
+
+
+@pytest.mark.parametrize('files, words', [
+    ({'results.csv': 'arm,seed'}, 'has a results.csv already'), ({'simulation.json': '{"x": 1}'}, 'is not readable'),
+    ({'simulation.json': '[]'}, 'is not readable'), ({'simulation.json': '{'}, 'is not readable'),
+])
+def test_a_folder_of_another_kind_is_left_alone(chain, tmp_path, files, words):
+    (tmp_path / 'out').mkdir()
+    for name, text in files.items():
+        (tmp_path / 'out' / name).write_text(text)
+    result = simulated(chain, '--strategies', 'lru', '--out', str(tmp_path / 'out'))
+    assert result.exit_code == 1 and words in result.output and 'another --out' in result.output
+    assert {name: (tmp_path / 'out' / name).read_text() for name in os.listdir(tmp_path / 'out')} == files
+
+
+def test_a_full_disk_leaves_no_halves_and_is_named(chain, tiny_disk):
+    (tiny_disk / 'full').write_bytes(bytes(2 ** 15))
+    # The plot is larger than what is left.
+    result = simulated(chain, '--strategies', 'lru', '--out', str(tiny_disk / 'out'))
+    assert result.exit_code == 1 and 'Traceback' not in result.output
+    assert re.search(r'no room is left on the disk of .*out/hit_rate\.png', result.output.replace('\n', ''))
+    assert all((tiny_disk / 'out' / name).stat().st_size for name in os.listdir(tiny_disk / 'out'))
 
 
 def test_wrong_files_are_refused_by_a_sentence(tmp_path):
@@ -235,7 +295,7 @@ def test_a_trace_is_simulated_beside_itself_and_nowhere_else(chain):
     assert result.stderr == ''
     assert {path.name for path in chain.parent.iterdir()} == {'chain.trace', 'chain_simulated'}
     written = {path.name for path in (chain.parent / 'chain_simulated').iterdir()}
-    assert written == {'results.csv', 'recommendation.txt', 'hit_rate.png'}
+    assert written == {'results.csv', 'recommendation.txt', 'hit_rate.png', 'simulation.json'}
     assert (chain.parent / 'chain_simulated/hit_rate.png').read_bytes().startswith(b'\x89PNG')
 
 
@@ -301,4 +361,14 @@ def test_a_wrong_run_leaves_no_trace(arguments, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ['trace', *arguments])
     assert result.exit_code == 1 and message in result.output.replace('\n', ' ')
+    assert 'No trace is kept' not in result.output
     assert not (tmp_path / 'x.trace').exists()
+
+
+def test_a_run_that_fails_says_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(
+        main, ['trace', CARTPOLE, '--out', 'x.trace', '--exp-name', 'run', *SMALL, '--set', 'policy.batch_size=many']
+    )
+    assert result.exit_code == 1 and 'the run has failed' in result.output
+    assert re.search(r'Trace: x\.trace, \d+ searches, [\d.]+ KiB', result.output)

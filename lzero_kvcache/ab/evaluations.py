@@ -7,7 +7,7 @@ from typing import Optional
 
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from .files import write_atomically
+from ..files import write_atomically
 
 TAGS = {'return_mean': 'evaluator_step/reward_mean', 'return_max': 'evaluator_step/reward_max',
         'return_min': 'evaluator_step/reward_min'}

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
-from .files import DiskFullError, disk_full_named, write_atomically
+from ..files import DiskFullError, disk_full_named, write_atomically
 from .spec import TrialSpec
 
 ALMOST_NOTHING = 2 ** 20

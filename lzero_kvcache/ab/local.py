@@ -4,8 +4,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Optional
 
+from ..files import DiskFullError
 from .backend import SECONDS_BETWEEN_LOOKS, Backend, Event
-from .files import DiskFullError
 from .folder import RunFolder, prepare
 from .process import TrialProcess
 from .spec import TrialSpec

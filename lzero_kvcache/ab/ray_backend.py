@@ -14,8 +14,8 @@ os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')
 
 import ray  # noqa: E402
 
+from ..files import DiskFullError, disk_full_named  # noqa: E402
 from .backend import SECONDS_BETWEEN_LOOKS, Backend, Event  # noqa: E402
-from .files import DiskFullError, disk_full_named  # noqa: E402
 from .folder import RunFolder, prepare  # noqa: E402
 from .process import TrialProcess  # noqa: E402
 from .spec import TrialSpec  # noqa: E402

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from rich.table import Table
 
-from .files import write_atomically
+from ..files import write_atomically
 from .spec import TrialSpec
 
 POOLS = ('init_pools', 'recur_pool', 'wm_pool')

@@ -8,9 +8,9 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Callable, Optional
 
+from ..files import disk_full_named
 from ..plugin.policies import KVCachePolicyMixin
 from ..plugin.statistics import step_listeners
-from .files import disk_full_named
 
 POOLS = ('init_pools', 'recur_pool', 'wm_pool')
 COLUMNS = (

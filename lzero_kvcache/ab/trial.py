@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 import click
 
-from .files import DiskFullError, disk_full_named, write_atomically
+from ..files import DiskFullError, disk_full_named, write_atomically
 from .spec import TrialSpec
 
 DISK_FULL_STATUS = 74

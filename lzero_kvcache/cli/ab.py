@@ -71,9 +71,9 @@ def ab(
     config = _checked(config_path, max_env_step, arms)
     from rich.console import Console
 
-    from ..ab.files import DiskFullError
     from ..ab.folder import RunFolder
     from ..ab.run import ABRun
+    from ..files import DiskFullError
 
     console = Console()
     if not console.is_terminal:
@@ -149,14 +149,11 @@ def _backend(
 
 
 def _show_paths(console: Any, folder: Any) -> None:
-    from ..ab.files import disk_full_named
-
     lines = [f'Results: {folder.results_path}', f'TensorBoard: tensorboard --logdir {folder.path}/trials']
     try:
         from ..report import write_report
 
-        with disk_full_named(folder.path):
-            lines.append(f'Report: {write_report(folder.path)}')
+        lines.append(f'Report: {write_report(folder.path)}')
     except ModuleNotFoundError as error:
         lines.append(f"No report: {_not_installed(error, 'report', 'it')}")
     for line in lines:

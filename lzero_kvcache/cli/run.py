@@ -10,6 +10,13 @@ import click
 INTERRUPTED = 130
 
 
+class RunFailed(click.ClickException):
+    """
+    Overview:
+        A run that had begun has failed.
+    """
+
+
 @click.command()
 @click.argument('config', type=click.Path(path_type=Path))
 @click.argument('config_arguments', nargs=-1, type=click.UNPROCESSED)
@@ -88,7 +95,7 @@ def _train(experiment: Any, folder: Path) -> None:
         reason = f'{type(error).__name__}: {error}'
         if disk_is_full(folder):
             reason = f'the disk that holds {folder.resolve().parent} is full'
-        raise click.ClickException(
+        raise RunFailed(
             f'the run has failed: {reason}\n{_kept(folder)}\nAll of its output: {log_file(folder)}'
         ) from error
 

@@ -1,4 +1,5 @@
 from concurrent.futures import BrokenExecutor
+from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,7 @@ def simulate(
 
     TRACE is a file that 'lzero-kvcache trace' has written. Nothing in it is executed.
     """
+    from ..files import DiskFullError, disk_full_named
     from ..output import output_to, spinner
 
     out = out or trace.with_name(f'{trace.stem}_simulated')
@@ -36,16 +38,23 @@ def simulate(
     with TemporaryDirectory() as folder, output_to(Path(folder) / 'simulation.log') as screen:
         with spinner(screen, f'Reading {trace} ...'):
             from ..trace.choices import chosen_strategies
+            from ..trace.folder import check_folder, settings_of
             from ..trace.simulation import jobs_of, survey
             from ..trace.sizes import parse_sizes
             try:
                 for module in modules:
                     import_module(module)
                 shares = parse_sizes(sizes)
-                replays = jobs_of(chosen_strategies(strategies.split(',')), shares)
+                chosen = chosen_strategies([name.strip() for name in strategies.split(',')])
+                replays = jobs_of(chosen, shares)
                 seen = survey(trace)
-                out.mkdir(parents=True, exist_ok=True)
-            except (ValueError, OSError, ImportError) as error:
+                settings = settings_of(trace, chosen, shares)
+                check_folder(out, settings)
+                with disk_full_named(out):
+                    out.mkdir(parents=True, exist_ok=True)
+            except FileNotFoundError as error:
+                refusal = f'{_sentence(error)}{_nearest(trace)}'
+            except (ValueError, OSError, ImportError, DiskFullError) as error:
                 refusal = _sentence(error)
         if refusal is None:
             _show_survey(screen, seen)
@@ -58,8 +67,8 @@ def simulate(
                 refusal = str(error)
         if refusal is None:
             try:
-                _report(screen, seen, outcomes, len(replays), out)
-            except OSError as error:
+                _report(screen, seen, outcomes, len(replays), out, settings)
+            except (OSError, DiskFullError) as error:
                 refusal = _sentence(error)
     if refusal is not None:
         raise click.ClickException(refusal)
@@ -73,6 +82,13 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, ImportError):
         return f'--import: {error}'
     return str(error)
+
+
+def _nearest(path: Path) -> str:
+    if path.exists() or not path.parent.is_dir():
+        return ''
+    nearest = get_close_matches(path.name, [other.name for other in path.parent.iterdir() if other.is_file()], n=1)
+    return f'; did you mean {path.with_name(nearest[0])}?' if nearest else ''
 
 
 def _show_survey(screen: Any, seen: Any) -> None:
@@ -103,7 +119,9 @@ def _replay(screen: Any, trace: Path, replays: list, jobs: Optional[int], module
             progress.update(task, advance=1, speed=f'{60 * speed / 1e6:.1f} million operations a minute and process')
 
 
-def _report(screen: Any, seen: Any, outcomes: list, wanted: int, out: Path) -> None:
+def _report(screen: Any, seen: Any, outcomes: list, wanted: int, out: Path, settings: Any) -> None:
+    from ..files import write_atomically
+    from ..trace.folder import write_settings
     from ..trace.results import Results, hit_rates_table, pools_table, recommendation, write_csv
 
     unlimited = next((outcome for outcome in outcomes if outcome.job.share is None), None)
@@ -120,7 +138,8 @@ def _report(screen: Any, seen: Any, outcomes: list, wanted: int, out: Path) -> N
     if len(outcomes) < wanted:
         text = f'Interrupted after {len(outcomes)} of {wanted} replays; what follows is of these alone.\n\n{text}'
     screen.print(f'\n{text}\n', markup=False, highlight=False, soft_wrap=True)
-    (out / 'recommendation.txt').write_text(f'{text}\n')
+    write_settings(out, settings)
+    write_atomically(out / 'recommendation.txt', f'{text}\n')
     write_csv(results, out / 'results.csv')
     written = ['results.csv', 'recommendation.txt']
     try:

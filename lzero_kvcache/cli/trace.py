@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from .run import run
+from .run import RunFailed, run
 
 OUT = click.Option(
     ('--out', ), required=True, type=click.Path(path_type=Path, dir_okay=False),
@@ -37,12 +37,17 @@ def record(out: Path, **options: Any) -> None:
         raise click.ClickException(f'{out} is there already: choose another file') from error
     except OSError as error:
         raise click.ClickException(f'{out} cannot be written: {error.strerror}') from error
+    began = True
     try:
         with record_searches(writer):
             # Of the stock code there is nothing to record.
             run.callback(mode='managed', **options)
+    except click.ClickException as error:
+        began = isinstance(error, RunFailed)
+        raise
     finally:
-        click.echo(_what_is_there(writer))
+        if began:
+            click.echo(_what_is_there(writer))
     if writer.error is not None:
         raise click.ClickException(f'the trace ends early: {out} could not be written: {writer.error.strerror}')
 
@@ -51,9 +56,13 @@ def _what_is_there(writer: Any) -> str:
     if not writer.searches:
         return 'No trace is kept, because no search has been recorded.'
     return (
-        f'Trace: {writer.path}, {writer.searches:,} searches, {writer.bytes_written / 2 ** 20:.2f} MiB.\n'
+        f'Trace: {writer.path}, {writer.searches:,} searches, {_size(writer.bytes_written)}.\n'
         f'Next: lzero-kvcache simulate {writer.path}'
     )
+
+
+def _size(count: int) -> str:
+    return f'{count / 2 ** 20:,.2f} MiB' if count >= 2 ** 20 else f'{count / 2 ** 10:.1f} KiB'
 
 
 trace = click.Command(

@@ -1,5 +1,4 @@
 import json
-import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -11,6 +10,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from ..files import write_atomically
 from . import sentences
 from .course import plots
 from .folder import RunRecord, read_run
@@ -31,13 +31,11 @@ def write_report(folder: Path) -> Path:
         - path (:obj:`Path`): ``folder / 'report.html'``.
     Raises:
         - ValueError: If it is no such folder, or a file in it is broken.
+        - DiskFullError: If there is no room; a former report stays.
     """
     path = Path(folder) / REPORT
-    text = render(read_run(Path(folder)))
-    # Whoever has the former report open never loads half of this one.
-    temporary = path.with_name(f'.{REPORT}.{os.getpid()}')
-    temporary.write_bytes(text.encode('utf-8', 'replace'))
-    os.replace(temporary, path)
+    # Arms may have names that UTF-8 cannot write.
+    write_atomically(path, render(read_run(Path(folder))).encode('utf-8', 'replace'))
     return path
 
 

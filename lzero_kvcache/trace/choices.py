@@ -60,7 +60,10 @@ def _choices_of(given: str) -> list[Choice]:
     parse_strategy(name, '--strategies')
     goes_by_scores = hasattr(build_eviction_policy(name), 'score')
     if score and not goes_by_scores:
-        raise ValueError(f'--strategies has {given!r}, but {name!r} goes by no score')
+        raise ValueError(
+            f'--strategies has {given!r}, but {name!r} goes by no score: allowed is {name!r}, with the defaults of its '
+            'options'
+        )
     if score and score not in SCORES:
         raise ValueError(f'--strategies has {given!r}, but a trace has no such score: {choices(score, SCORES)}')
     if not goes_by_scores:

@@ -1,8 +1,10 @@
+from io import BytesIO
 from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 
+from ..files import write_atomically
 from .choices import BELADY
 from .results import KEPT_HITS, Results
 
@@ -17,6 +19,7 @@ def plot_results(results: Results, path: Path) -> None:
         - results (:obj:`Results`): Of the simulation.
         - path (:obj:`Path`): The PNG file.
     Raises:
+        - DiskFullError: If there is no room; a former file stays.
         - OSError: If it cannot be written.
     """
     figure = Figure(figsize=(13, 5.2), layout='constrained')
@@ -57,4 +60,6 @@ def plot_results(results: Results, path: Path) -> None:
     # What a file says is text here, never mathematics.
     config = str(head.get('config', results.survey.reader.path.name))[:100].replace('$', r'\$')
     figure.suptitle(f'{config}: {results.survey.describe_searches()}')
-    figure.savefig(path, dpi=110)
+    image = BytesIO()
+    figure.savefig(image, format='png', dpi=110)
+    write_atomically(path, image.getvalue())

@@ -1,11 +1,13 @@
 """What a simulation says: table, CSV and recommendation."""
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
 from rich.table import Table
 
+from ..files import write_atomically
 from .choices import BELADY
 from .counts import POOLS
 from .simulation import Outcome, Survey
@@ -127,14 +129,17 @@ def recommendation(results: Results) -> str:
         )
     if not smaller:
         lines.append('It is the smallest of the simulated ones: a smaller one may do (--sizes).')
-    lines += ['', 'To paste into the config:', *(f'  {line}' for line in config_lines(results, chosen))]
+    lines += [
+        '', 'To paste into the config (one without kv_cache takes kv_cache = dict(...) in place of '
+        'kv_cache.update(...)):', *(f'  {line}' for line in config_lines(results, chosen)),
+    ]
     return '\n'.join(lines)
 
 
 def config_lines(results: Results, outcome: Outcome) -> list[str]:
     """
     Overview:
-        What an outcome is as lines of a config.
+        What an outcome is as lines of a config, which leave its other settings of the cache as they are.
     Arguments:
         - results (:obj:`Results`): Of the simulation.
         - outcome (:obj:`Outcome`): One of them.
@@ -145,7 +150,7 @@ def config_lines(results: Results, outcome: Outcome) -> list[str]:
     )
     return [
         "create_config.policy.import_names = ['lzero_kvcache.plugin']",
-        'main_config.policy.model.world_model_cfg.kv_cache = dict('
+        'main_config.policy.model.world_model_cfg.kv_cache.update('
         f'strategy={written}, recur_pool=dict(size={results.entries(outcome)}))',
     ]
 
@@ -211,29 +216,31 @@ def write_csv(results: Results, path: Path) -> None:
         - results (:obj:`Results`): Of the simulation.
         - path (:obj:`Path`): The file.
     Raises:
+        - DiskFullError: If there is no room; a former file stays.
         - OSError: If it cannot be written.
     """
     managers = results.survey.reader.managers
     columns = ('hits', 'misses', 'evictions')
-    with open(path, 'w', newline='') as file:
-        writer = csv.writer(file)
-        writer.writerow([
-            'strategy', 'recur_pool_percent', 'recur_pool_entries', 'model', 'phase', 'expansions',
-            *(f'{TITLES[kind]}_{column}' for kind in POOLS for column in columns), 'recur_hit_rate', 'restored',
-            'rebuilt', 'rebuilt_tokens',
-        ])
-        for outcome in (results.unlimited, *results.outcomes):
-            share = outcome.job.share
-            for (manager, phase), counts in sorted(outcome.counts.items()):
-                writer.writerow([
-                    'no eviction' if share is None else outcome.job.choice.name,
-                    '' if share is None else f'{100 * share:g}',
-                    '' if share is None else outcome.job.recur_size(managers[manager]), manager + 1, phase,
-                    counts.expansions,
-                    *(getattr(counts.pools[kind], column) for kind in POOLS for column in columns),
-                    f"{counts.pools['recur_pool'].hit_rate:.6f}", counts.rebuilds.restored, counts.rebuilds.rebuilds,
-                    counts.rebuilds.tokens,
-                ])
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow([
+        'strategy', 'recur_pool_percent', 'recur_pool_entries', 'model', 'phase', 'expansions',
+        *(f'{TITLES[kind]}_{column}' for kind in POOLS for column in columns), 'recur_hit_rate', 'restored',
+        'rebuilt', 'rebuilt_tokens',
+    ])
+    for outcome in (results.unlimited, *results.outcomes):
+        share = outcome.job.share
+        for (manager, phase), counts in sorted(outcome.counts.items()):
+            writer.writerow([
+                'no eviction' if share is None else outcome.job.choice.name,
+                '' if share is None else f'{100 * share:g}',
+                '' if share is None else outcome.job.recur_size(managers[manager]), manager + 1, phase,
+                counts.expansions,
+                *(getattr(counts.pools[kind], column) for kind in POOLS for column in columns),
+                f"{counts.pools['recur_pool'].hit_rate:.6f}", counts.rebuilds.restored, counts.rebuilds.rebuilds,
+                counts.rebuilds.tokens,
+            ])
+    write_atomically(path, text.getvalue())
 
 
 def _shown(results: Results) -> list[float]:

@@ -1,3 +1,4 @@
+"""Files that are written as a whole, and disks that are full."""
 import errno
 import os
 from collections.abc import Iterator

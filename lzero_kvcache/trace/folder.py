@@ -1,0 +1,96 @@
+"""The folder of a simulation, and what its results are of."""
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..files import write_atomically
+from .choices import Choice
+
+RECORD = 'simulation.json'
+RESULTS = ('results.csv', 'recommendation.txt', 'hit_rate.png')
+CHUNK_BYTES = 2 ** 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """
+    Overview:
+        What the results depend on.
+    Arguments:
+        - trace (:obj:`str`): The trace's path.
+        - sha256 (:obj:`str`): Of its content.
+        - strategies (:obj:`List[str]`): Names, as ``Choice`` has them.
+        - sizes (:obj:`List[float]`): Of the recur pool, in percent of the nodes of a search.
+    """
+    trace: str
+    sha256: str
+    strategies: list[str]
+    sizes: list[float]
+
+
+def settings_of(trace: Path, choices: Sequence[Choice], shares: Sequence[float]) -> Settings:
+    """
+    Overview:
+        Those of a simulation.
+    Arguments:
+        - trace (:obj:`Path`): The trace.
+        - choices (:obj:`Sequence[Choice]`): The strategies.
+        - shares (:obj:`Sequence[float]`): The recur pool's sizes, of the nodes of a search.
+    Raises:
+        - OSError: If the trace cannot be read.
+    """
+    digest = hashlib.sha256()
+    with open(trace, 'rb') as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return Settings(
+        str(trace), digest.hexdigest(), sorted(choice.name for choice in choices),
+        [round(100 * share, 6) for share in shares]
+    )
+
+
+def check_folder(folder: Path, settings: Settings) -> None:
+    """
+    Overview:
+        Make sure that no results of anything else would be overwritten.
+    Arguments:
+        - folder (:obj:`Path`): Where the results shall go; it need not be there.
+        - settings (:obj:`Settings`): What they will be of.
+    Raises:
+        - ValueError: If the folder holds results of another trace or of other options.
+    """
+    path = folder / RECORD
+    if not path.exists():
+        foreign = [name for name in RESULTS if (folder / name).exists()]
+        if foreign:
+            raise ValueError(f"{folder} has a {foreign[0]} already, but no {RECORD} that says what it is of: choose "
+                             'another --out')
+        return
+    try:
+        former = Settings(**json.loads(path.read_text()))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{path} is not readable ({error}): choose another --out, or remove the folder') from error
+    differences = []
+    if former.sha256 != settings.sha256:
+        differences.append(f'of another trace, {former.trace}')
+    if former.strategies != settings.strategies:
+        differences.append(f"with --strategies {','.join(former.strategies)}")
+    if former.sizes != settings.sizes:
+        differences.append(f"with --sizes {','.join(f'{size:g}%' for size in former.sizes)}")
+    if differences:
+        raise ValueError(f"{folder} holds results {' and '.join(differences)}: choose another --out")
+
+
+def write_settings(folder: Path, settings: Settings) -> None:
+    """
+    Overview:
+        Write down what the results are of.
+    Arguments:
+        - folder (:obj:`Path`): Where they go.
+        - settings (:obj:`Settings`): What they are of.
+    Raises:
+        - DiskFullError: If there is no room.
+    """
+    write_atomically(folder / RECORD, json.dumps(asdict(settings), indent=2))
