@@ -21,7 +21,6 @@ SMALL = [
         'env.evaluator_env_num=1', 'env.n_evaluator_episode=1',
     ) for option in ('--set', change)
 ]
-INTERRUPTED = 130
 
 
 def command(*arguments: str) -> list[str]:
@@ -58,7 +57,8 @@ def test_a_stock_config_trains_with_the_cache_and_goes_on_from_its_checkpoint(tm
 
 
 @pytest.mark.slow
-def test_an_interrupted_run_says_what_is_kept(tmp_path, environment):
+@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_run_says_what_is_kept(tmp_path, environment, number, status):
     process = subprocess.Popen(
         command(CARTPOLE, '--exp-name', 'run', '--set', 'kv_cache.log_interval=5', *SMALL), cwd=tmp_path,
         env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -68,10 +68,12 @@ def test_an_interrupted_run_says_what_is_kept(tmp_path, environment):
         seen += line
         if re.search(r'[1-9]\d* environment steps, ', line):
             break
-    # As a terminal does: to the environments' processes, too.
-    os.killpg(process.pid, signal.SIGINT)
+    # As a terminal and 'timeout' do: to the environments' processes, too.
+    os.killpg(process.pid, number)
     seen += process.stdout.read()
-    assert process.wait() == INTERRUPTED, seen
+    assert process.wait() == status, seen
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
     assert re.search(r'Interrupted after \d+ environment steps, \d+ searches and \d+ learner steps', seen)
     checkpoint = tmp_path / re.search(r'Kept: (\S+); TensorBoard', seen).group(1)
     assert 'model' in torch.load(checkpoint, map_location='cpu')

@@ -7,6 +7,7 @@ from .ab import ab
 from .bench import bench
 from .doctor import doctor
 from .run import run
+from .sigterm import sigterm_as_interrupt
 from .simulate import simulate
 from .trace import trace
 
@@ -14,7 +15,7 @@ from .trace import trace
 class CommandGroup(click.Group):
     """
     Overview:
-        Says in a sentence which package is missing.
+        Says in a sentence which package is missing, and takes SIGTERM for Ctrl-C.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -25,7 +26,8 @@ class CommandGroup(click.Group):
             - click.ClickException: If a package is missing that this one, LightZero or DI-engine needs.
         """
         try:
-            return super().invoke(ctx)
+            with sigterm_as_interrupt():
+                return super().invoke(ctx)
         except ModuleNotFoundError as error:
             from ..doctor.requirements import how_to_install
 
