@@ -4,6 +4,10 @@ from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
+# More names than this nobody reads.
+LISTED = 20
+NEAREST = 8
+
 
 def choices(given: Any, allowed: Iterable[str]) -> str:
     """
@@ -13,12 +17,17 @@ def choices(given: Any, allowed: Iterable[str]) -> str:
         - given (:obj:`Any`): The value that was refused.
         - allowed (:obj:`Iterable[str]`): The names that are valid.
     Returns:
-        - text (:obj:`str`): E.g. "allowed are fifo, lru; did you mean 'lru'?".
+        - text (:obj:`str`): E.g. "allowed are fifo, lru; did you mean 'lru'?"; of many names the nearest alone.
     """
     allowed = sorted(allowed)
-    text = f"allowed are {', '.join(allowed)}" if allowed else 'there are none'
     nearest = get_close_matches(str(given).lower(), allowed, n=1, cutoff=0.5)
-    return f'{text}; did you mean {nearest[0]!r}?' if nearest else text
+    guess = f'did you mean {nearest[0]!r}?' if nearest else ''
+    if len(allowed) > LISTED:
+        names = get_close_matches(str(given).lower(), allowed, n=NEAREST, cutoff=0.)
+        text = f"{len(allowed)} names are allowed, the nearest are {', '.join(names)}"
+        return f'{guess} {text}' if guess else text
+    text = f"allowed are {', '.join(allowed)}" if allowed else 'there are none'
+    return f'{text}; {guess}' if guess else text
 
 
 def is_number(value: Any) -> bool:

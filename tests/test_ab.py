@@ -148,6 +148,7 @@ ARMS = "arms = dict(fifo=dict(kv_cache=dict(strategy='fifo')), {})\nseeds = [0]\
      ["arms['lru'].kv_cache.strategy.score", "'search_depth'"]),
     (ARMS.format('more=dict(policy=dict(num_simulation=3))'),
      ["arms['more'].policy.num_simulation is 3", "'num_simulations'?"]),
+    (ARMS.format('none=dict(policy=dict(num_simulations=0))'), ["arms['none'].policy.num_simulations is 0", 'at least 1']),
     (ARMS.format('heads=dict(policy=dict(model=dict(world_model_cfg=dict(num_heads=5))))'),
      ["arms['heads']", 'cannot be built', 'divisible']),
     (ARMS.format("muzero=dict(create_config=dict(policy=dict(type='muzero')))"),
@@ -314,7 +315,7 @@ def real_run(tmp_path_factory):
     """Two arms that run and one that fails, interrupted once: the output of both calls, and the folder."""
     folder = tmp_path_factory.mktemp('ab')
     path = folder / 'ab_small.py'
-    broken = "broken=dict(policy=dict(batch_size='many')),\n    release="
+    broken = "broken=dict(policy=dict(learning_rate='fast')),\n    release="
     path.write_text(TWO_ARMS.replace('= 40', '= 100').replace('release=', broken))
     arguments = path, '--jobs', 2, '--out', folder / 'out'
     command = [sys.executable, '-c', 'from lzero_kvcache.cli import main; main()', 'ab', *map(str, arguments)]

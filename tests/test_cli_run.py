@@ -114,6 +114,8 @@ def test_a_failure_in_training_shows_its_traceback(tmp_path, environment):
     ([CARTPOLE.replace('unizero', 'muzero')], 1, 'calls train_muzero'),
     ([CARTPOLE, '--strategy', 'lur'], 1, "did you mean 'lru'"),
     ([CARTPOLE, '--set', 'policy.batchsize=3'], 1, "did you mean 'batch_size'"),
+    ([CARTPOLE, '--set', 'policy.num_simulations=0'], 1, 'policy.num_simulations is 0'),
+    ([str(Path(__file__).parents[1] / 'README.md')], 1, 'README.md is no Python file'),
     ([CARTPOLE, '--mode', 'manage'], 2, 'managed'),
     ([CARTPOLE, '--recur-pool-size', '0'], 2, 'recur-pool-size'),
     ([CARTPOLE, '--checkpoint', 'nothing.pth.tar'], 2, 'nothing.pth.tar'),

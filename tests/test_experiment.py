@@ -1,4 +1,5 @@
 """LightZero's config files as experiments: loaded unedited, and changed by options."""
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 
 from lzero_kvcache.experiment import apply_options, apply_overrides, check_environment, load_experiment
 from lzero_kvcache.experiment.assignments import nested, parse_assignment
+from lzero_kvcache.experiment.counts import COUNTS
+from lzero_kvcache.experiment.overrides import _env_defaults, _policy_defaults
 from lzero_kvcache.experiment.run_folder import check_new_folder, newest_checkpoint
 
 ZOO = Path(zoo.__path__[0])
@@ -100,6 +103,7 @@ def test_a_broken_config_file_is_a_sentence(tmp_path, text, message):
 @pytest.mark.parametrize('path, message', [
     (ATARI.with_name('atari_unizer_config.py'), f'no file: .* did you mean {ATARI}'),
     (ATARI.parent, 'is a folder'),
+    (Path(__file__).parents[1] / 'README.md', 'README.md is no Python file: needed is a config file'),
     (CARTPOLE.with_name('cartpole_muzero_config.py'), 'calls train_muzero: .* beside it .* cartpole_unizero_config.py'),
     (ATARI.with_name('atari_unizero_stack4_config.py'), 'cannot be executed: ImportError'),
 ])
@@ -139,10 +143,31 @@ def test_what_a_config_says_of_the_cache_stays_where_no_option_says_otherwise(ca
     ('policy.batch_size=', 'policy.batch_size is nothing'),
     ('policy.batch_size=[3', r'policy.batch_size is \[3'),
     ('policy=3', 'policy is 3: allowed is a dict'),
+    ('policy.num_simulations=0', '^policy.num_simulations is 0: allowed is an integer of at least 1'),
+    ('policy.num_simulations=x', "^policy.num_simulations is 'x': allowed is an integer"),
+    ('policy.batch_size=2.5', '^policy.batch_size is 2.5: allowed is an integer'),
+    ('policy.game_segment_length=None', '^policy.game_segment_length is None: allowed is an integer'),
+    ('env.collector_env_num=-1', '^env.collector_env_num is -1: allowed is an integer'),
 ])
 def test_wrong_assignments_are_refused_by_their_key_path(assignment, message):
     with pytest.raises(ValueError, match=message):
         apply_options(load_experiment(ATARI), [assignment])
+
+
+def test_of_a_hundred_keys_the_nearest_are_named():
+    with pytest.raises(ValueError) as caught:
+        apply_options(load_experiment(ATARI), ['policy.batchsize=3'])
+    said = str(caught.value)
+    assert re.search(r"such a key: did you mean 'batch_size'\? \d{2,} names are allowed, the nearest are batch_", said)
+    assert said.count(',') < 10
+
+
+def test_every_count_that_is_checked_is_a_key_of_some_stock_config():
+    experiments = [load_experiment(path) for path in (CARTPOLE, SEGMENT)]
+    for key_path in COUNTS:
+        room, key = key_path.split('.')
+        defaults = _policy_defaults if room == 'policy' else _env_defaults
+        assert any(key in {**defaults(each), **each.main_config[room]} for each in experiments), key_path
 
 
 def test_keys_that_only_the_environment_knows():

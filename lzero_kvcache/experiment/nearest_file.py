@@ -4,6 +4,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Optional
 
+EXAMPLE = 'configs/cartpole_unizero_config.py'
+
 
 def existing_config(path: Path) -> Path:
     """
@@ -15,9 +17,13 @@ def existing_config(path: Path) -> Path:
     Returns:
         - path (:obj:`Path`): A file that is there.
     Raises:
-        - ValueError: If there is none.
+        - ValueError: If there is none, or it is no Python file.
     """
     if path.is_file():
+        if path.suffix != '.py':
+            raise ValueError(
+                f'{path} is no Python file: needed is a config file, whose name ends in .py, e.g. {EXAMPLE}'
+            )
         return path
     zoo = installed_zoo()
     if zoo is not None and path.parts[:1] == ('zoo', ) and (zoo.parent / path).is_file():
@@ -29,7 +35,7 @@ def existing_config(path: Path) -> Path:
     kind = 'a folder' if path.is_dir() else 'no file'
     raise ValueError(
         f'{path} is {kind}: needed is the path of a config file, '
-        + (f'did you mean {candidates[nearest[0]]}?' if nearest else 'e.g. configs/cartpole_unizero_config.py')
+        + (f'did you mean {candidates[nearest[0]]}?' if nearest else f'e.g. {EXAMPLE}')
     )
 
 

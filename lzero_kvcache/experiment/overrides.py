@@ -10,6 +10,7 @@ from easydict import EasyDict
 from ..checks import choices
 from ..config import KVCacheConfig
 from .config_file import Experiment
+from .counts import check_counts
 from .environment import environment_class
 
 PLUGIN = 'lzero_kvcache.plugin'
@@ -54,7 +55,7 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any], key_pa
         - key_path (:obj:`str`): Where the overrides stand, for error messages; '' for key paths of their own.
     Raises:
         - ValueError: On a key that neither the config nor the defaults of policy or environment have, and as
-            ``switch_cache_on``.
+            ``switch_cache_on`` and ``check_counts``.
     """
     prefix = f'{key_path}.' if key_path else ''
     if not isinstance(overrides, Mapping):
@@ -73,6 +74,7 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any], key_pa
         _merge(main_config.env, overrides['env'], _env_defaults(experiment), f'{prefix}env')
     if 'create_config' in overrides:
         _merge(experiment.create_config, overrides['create_config'], None, f'{prefix}create_config')
+    check_counts(experiment, prefix)
 
 
 def _policy_defaults(experiment: Experiment) -> Mapping[str, Any]:
