@@ -1,5 +1,6 @@
 """A/B runs: configs that are refused, trials that are resumed, fail and are interrupted, and what they leave."""
 import csv
+import io
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lzero_kvcache.ab import spec as spec_module
 from lzero_kvcache.ab.backend import Backend, Event
 from lzero_kvcache.ab.config import load_ab_config
 from lzero_kvcache.ab.evaluations import Evaluation, return_last
@@ -103,10 +105,10 @@ class InstantBackend(Backend):
 
 @pytest.fixture
 def run_ab(tmp_path, console):
-    def run(config, backend, arms=None, seeds=None):
+    def run(config, backend, arms=None, seeds=None, redo=False):
         folder = RunFolder(tmp_path / 'out')
         with folder.locked():
-            return ABRun(config, folder, arms, seeds, console).run(backend)
+            return ABRun(config, folder, arms, seeds, console, redo).run(backend)
 
     return run
 
@@ -115,7 +117,7 @@ def run_ab(tmp_path, console):
 def console():
     from rich.console import Console
 
-    return Console(file=open(os.devnull, 'w'))
+    return Console(file=io.StringIO())
 
 
 # Configs.
@@ -239,12 +241,112 @@ def test_an_interruption_loses_the_running_trial_only(write_config, run_ab, tmp_
     assert not (tmp_path / 'out' / 'trials' / 'release_seed0' / 'run').exists()
 
 
-def test_a_changed_arm_is_run_again_and_the_others_are_kept(write_config, run_ab, tmp_path):
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob('*') if path.is_file()}
+
+
+@pytest.mark.parametrize('text, steps, arms, words', [
+    (TWO_ARMS, 30, None, ['  lru_seed0, release_seed0: max_env_step 40 -> 30']),
+    (TWO_ARMS, 30, ['lru'], ['  lru_seed0: max_env_step 40 -> 30']),
+    (TWO_ARMS.replace('size=3', 'size=4'), None, None,
+     ['  lru_seed0: policy.model.world_model_cfg.kv_cache.recur_pool.size 3 -> 4']),
+    (TWO_ARMS.replace(", recur_pool=dict(size=3)", ''), None, None,
+     ['  lru_seed0: policy.model.world_model_cfg.kv_cache.recur_pool.size 3 -> not set']),
+])
+def test_trials_with_other_settings_are_not_removed_silently(write_config, run_ab, tmp_path, text, steps, arms, words):
     run_ab(load_ab_config(write_config(TWO_ARMS)), InstantBackend())
+    former, backend = contents(tmp_path / 'out'), InstantBackend()
+    with pytest.raises(ValueError) as refusal:
+        run_ab(load_ab_config(write_config(text), steps), backend, arms=arms)
+    for word in [*words, str(tmp_path / 'out'), 'another --out', '--redo']:
+        assert word in str(refusal.value)
+    assert not backend.asked and contents(tmp_path / 'out') == former
+
+
+def test_other_versions_are_named(write_config, run_ab, monkeypatch):
+    config = load_ab_config(write_config(TWO_ARMS))
+    run_ab(config, InstantBackend())
+    real = spec_module.version
+    monkeypatch.setattr(spec_module, 'version', lambda name: '9.9' if name == 'torch' else real(name))
+    with pytest.raises(ValueError, match=rf"lru_seed0, release_seed0: torch '{real('torch')}' -> '9\.9'"):
+        run_ab(config, InstantBackend())
+
+
+def test_a_trial_of_a_former_release_does_not_say_what_has_changed(write_config, run_ab, tmp_path):
+    run_ab(load_ab_config(write_config(TWO_ARMS)), InstantBackend(), arms=['lru'])
+    path = tmp_path / 'out' / 'trials' / 'lru_seed0' / 'trial.json'
+    outcome = json.loads(path.read_text())
+    del outcome['settings']
+    path.write_text(json.dumps(outcome))
+    with pytest.raises(ValueError, match='lru_seed0: max_env_step 40 -> 30'):
+        run_ab(load_ab_config(write_config(TWO_ARMS), 30), InstantBackend())
+    with pytest.raises(ValueError, match='lru_seed0: the config, or versions of packages'):
+        run_ab(load_ab_config(write_config(TWO_ARMS.replace('size=3', 'size=4'))), InstantBackend())
+
+
+def test_redo_runs_them_again_and_removes_each_when_its_new_trial_begins(write_config, run_ab, tmp_path):
+    run_ab(load_ab_config(write_config(TWO_ARMS)), InstantBackend(), seeds=[0, 1])
+    changed = load_ab_config(write_config(TWO_ARMS.replace('size=3', 'size=4')))
+    with pytest.raises(KeyboardInterrupt):
+        run_ab(changed, InstantBackend(interrupted=['lru_seed0']), seeds=[0, 1], redo=True)
+    trials = tmp_path / 'out' / 'trials'
+    assert not (trials / 'lru_seed0' / 'trial.json').exists() and (trials / 'lru_seed1' / 'trial.json').exists()
+    backend = InstantBackend()
+    run_ab(changed, backend, seeds=[0, 1], redo=True)
+    assert backend.asked == ['lru_seed0', 'lru_seed1']
+    assert len(read_csv(tmp_path / 'out' / 'results.csv')) == 4
+
+
+def test_a_failed_trial_with_other_settings_is_run_again(write_config, run_ab):
+    run_ab(load_ab_config(write_config(TWO_ARMS)), InstantBackend(failing=['lru_seed0']))
     backend = InstantBackend()
     run_ab(load_ab_config(write_config(TWO_ARMS.replace('size=3', 'size=4'))), backend)
     assert backend.asked == ['lru_seed0']
-    assert len(read_csv(tmp_path / 'out' / 'results.csv')) == 2
+
+
+def test_the_results_are_all_that_fit_the_config(write_config, run_ab, tmp_path, console):
+    config = load_ab_config(write_config(TWO_ARMS))
+    run_ab(config, InstantBackend(), seeds=[0, 8])
+    # Nothing but the trials themselves need be there.
+    (tmp_path / 'out' / 'ab.json').unlink()
+    run_ab(config, InstantBackend(), arms=['lru'], seeds=[3])
+    names = [(row['arm'], row['seed']) for row in read_csv(tmp_path / 'out' / 'results.csv')]
+    assert names == [('lru', '0'), ('lru', '3'), ('lru', '8'), ('release', '0'), ('release', '8')]
+    # What does not fit is kept, and named.
+    run_ab(load_ab_config(write_config(TWO_ARMS.replace('size=3', 'size=4'))), InstantBackend(), arms=['release'])
+    names = [(row['arm'], row['seed']) for row in read_csv(tmp_path / 'out' / 'results.csv')]
+    assert names == [('release', '0'), ('release', '8')]
+    assert (tmp_path / 'out' / 'trials' / 'lru_seed3' / 'trial.json').exists()
+    said = ' '.join(console.file.getvalue().split())
+    assert 'Kept, but not among the results: lru_seed0, lru_seed3, lru_seed8: policy.model.' in said
+    run_ab(load_ab_config(write_config(TWO_ARMS.replace('lru=', 'other='))), InstantBackend(), arms=['release'])
+    assert 'lru_seed8: the config has no such arm' in ' '.join(console.file.getvalue().split())
+
+
+@pytest.mark.parametrize('name, content', [
+    ('ab.json', '{"x": 1}'), ('ab.json', '[]'), ('ab.json', '{"config": 1}'), ('ab.json', '{'),
+    ('trials/lru_seed0/trial.json', '{}'), ('trials/lru_seed0/trial.json', '{"arm": "lru"'),
+])
+def test_what_is_broken_in_a_folder_ends_the_command_with_a_sentence(write_config, run_ab, tmp_path, name, content):
+    config = write_config(TWO_ARMS)
+    run_ab(load_ab_config(config), InstantBackend())
+    (tmp_path / 'out' / name).write_text(content)
+    completed = call_ab(config, '--out', tmp_path / 'out')
+    assert completed.exit_code == 1 and isinstance(completed.exception, SystemExit), completed.output
+    assert f"Error: {tmp_path / 'out' / name} is " in completed.output and 'another --out' in completed.output
+
+
+def test_the_command_refuses_and_redoes(write_config, run_ab, tmp_path, monkeypatch):
+    config = write_config(TWO_ARMS)
+    run_ab(load_ab_config(config), InstantBackend())
+    arguments = config, '--arms', 'lru', '--max-env-step', 30, '--out', tmp_path / 'out'
+    completed = call_ab(*arguments)
+    assert completed.exit_code == 1 and 'lru_seed0: max_env_step 40 -> 30' in completed.output
+    backend = InstantBackend()
+    monkeypatch.setattr(sys.modules['lzero_kvcache.cli.ab'], '_backend', lambda *_: backend)
+    completed = call_ab(*arguments, '--redo')
+    assert completed.exit_code == 0 and backend.asked == ['lru_seed0'], completed.output
+    assert 'run again by --redo' in completed.output and 'results: release_seed0: max_env_step' in completed.output
 
 
 def test_other_arms_and_seeds_are_added(write_config, run_ab, tmp_path):

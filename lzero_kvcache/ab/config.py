@@ -16,7 +16,7 @@ from ..experiment import Experiment, apply_overrides, check_environment, run_con
 from ..experiment.config_file import POLICY_TYPES, experiment_of
 from ..experiment.overrides import PLUGIN
 from .buildable import check_buildable
-from .spec import TrialSpec
+from .spec import TrialSpec, leaves
 
 NEEDED = ('main_config', 'create_config', 'arms', 'seeds')
 ARM_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
@@ -213,14 +213,6 @@ def _check_travels(path: Path, spec: TrialSpec) -> None:
 
 
 def _flat(experiment: Experiment) -> dict[str, Any]:
-    flat = dict(_leaves(experiment.main_config, ''))
-    flat.update(_leaves(experiment.create_config, 'create_config.'))
+    flat = dict(leaves(experiment.main_config))
+    flat.update(leaves(experiment.create_config, 'create_config.'))
     return flat
-
-
-def _leaves(config: Mapping[str, Any], prefix: str) -> Any:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f'{prefix}{key}.')
-        else:
-            yield f'{prefix}{key}', value

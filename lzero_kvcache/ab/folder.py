@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ..files import DiskFullError, disk_full_named, write_atomically
+from .changes import changes
 from .spec import TrialSpec
 
 ALMOST_NOTHING = 2 ** 20
@@ -57,7 +58,7 @@ class RunFolder:
         Raises:
             - ValueError: If it is not readable.
         """
-        return _read_json(self.record_path)
+        return _read_json(self.record_path, dict(config=str))
 
     def write_record(self, record: Mapping[str, Any]) -> None:
         """
@@ -86,24 +87,42 @@ class RunFolder:
         Returns:
             - outcome (:obj:`Optional[Dict[str, Any]]`): None where the trial has not ended, or was another one.
         """
-        outcome = _read_json(self.trial_folder(spec) / 'trial.json')
+        outcome = _read_outcome(self.trial_folder(spec))
         return outcome if outcome and outcome['spec'] == spec.fingerprint() else None
+
+    def outcomes(self) -> list[dict[str, Any]]:
+        """
+        Overview:
+            What the ``trial.json`` of all trials say that have ended, whatever their settings were.
+        """
+        outcomes = map(_read_outcome, sorted(self.path.glob('trials/*')))
+        return [outcome for outcome in outcomes if outcome is not None]
 
     def state(self, spec: TrialSpec) -> str:
         """
         Overview:
-            How far a trial is: 'new', 'done', 'failed', 'changed' (it has ended, with another config or other
-            versions) or 'interrupted'.
+            How far a trial is: 'new', 'done', 'failed', 'changed' (it is done, with other settings) or 'interrupted'.
         Arguments:
             - spec (:obj:`TrialSpec`): The trial.
         """
         folder = self.trial_folder(spec)
         if not folder.exists():
             return 'new'
-        if not (folder / 'trial.json').exists():
+        outcome = _read_outcome(folder)
+        if outcome is None:
             return 'interrupted'
-        outcome = self.outcome(spec)
-        return 'changed' if outcome is None else outcome['status']
+        if outcome['status'] == 'failed':
+            return 'failed'
+        return 'done' if outcome['spec'] == spec.fingerprint() else 'changed'
+
+    def changes(self, spec: TrialSpec) -> list[str]:
+        """
+        Overview:
+            What has changed since a trial ended.
+        Arguments:
+            - spec (:obj:`TrialSpec`): The trial as it is asked for now; its folder holds one that has ended.
+        """
+        return changes(_read_outcome(self.trial_folder(spec)), spec)
 
     def check_room(self) -> None:
         """
@@ -149,10 +168,20 @@ def last_lines(log_path: Path) -> list[str]:
     return log_path.read_text(errors='replace').splitlines()[-LINES_OF_A_FAILURE:]
 
 
-def _read_json(path: Path) -> Optional[dict[str, Any]]:
+def _read_outcome(folder: Path) -> Optional[dict[str, Any]]:
+    return _read_json(folder / 'trial.json', dict(arm=str, seed=int, spec=str, status=str, result=dict))
+
+
+def _read_json(path: Path, needed: Mapping[str, type]) -> Optional[dict[str, Any]]:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f'{path} is not readable ({error}): remove it') from error
+        raise ValueError(f'{path} is not readable ({error}): remove it, or choose another --out') from error
+    for name, kind in needed.items():
+        if not isinstance(content, dict) or not isinstance(content.get(name), kind):
+            raise ValueError(
+                f'{path} is broken, {name!r} is missing or no {kind.__name__}: remove it, or choose another --out'
+            )
+    return content

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from ..bench.machine import machine
 from .backend import Backend, Event
+from .changes import by_changes
 from .config import ABConfig
 from .display import ABDisplay
 from .folder import RunFolder, last_lines
@@ -18,7 +19,7 @@ from .spec import TrialSpec, as_json
 SAID_OF = {
     'done': 'done already, not run again',
     'failed': 'failed before, run again',
-    'changed': 'run again, because the config, the number of steps or the versions have changed',
+    'changed': 'run again by --redo, because the config, the number of steps or the versions have changed',
     'interrupted': 'interrupted before, run from the start',
 }
 
@@ -26,20 +27,24 @@ SAID_OF = {
 class ABRun:
     """
     Overview:
-        The trials of an A/B config in a folder. Those that are done stay as they are.
+        The trials of an A/B config in a folder. Those that are done stay as they are; its results are those of all
+        trials in the folder that fit the config.
     Arguments:
         - config (:obj:`ABConfig`): The checked config.
         - folder (:obj:`RunFolder`): Where everything goes.
         - arms (:obj:`Optional[Sequence[str]]`): Which arms; None: all.
         - seeds (:obj:`Optional[Sequence[int]]`): Which seeds; None: the config's.
         - console (:obj:`Console`): The screen.
+        - redo (:obj:`bool`): Run trials again that are done with other settings. An old one is removed when its new one
+            begins.
     Raises:
-        - ValueError: If there is no such arm, or the folder holds another config's run.
+        - ValueError: If there is no such arm, the folder holds another config's run, or, without ``redo``, trials that
+            are done with other settings.
     """
 
     def __init__(
             self, config: ABConfig, folder: RunFolder, arms: Optional[Sequence[str]], seeds: Optional[Sequence[int]],
-            console: Console
+            console: Console, redo: bool = False
     ) -> None:
         self.config = config
         self.folder = folder
@@ -50,10 +55,14 @@ class ABRun:
             raise ValueError(
                 f"{folder.path} holds the A/B run of {former['config']}, not of {config.path}: choose another --out"
             )
-        # What an earlier call with other arms or seeds has found stays in the results.
-        own = {spec.name for spec in self.specs}
-        others = config.specs(seeds=sorted({*config.seeds, *former.get('seeds', ())}))
-        self._known = [*self.specs, *(spec for spec in others if spec.name not in own and folder.outcome(spec))]
+        changed = {spec.name: folder.changes(spec) for spec in self.specs if folder.state(spec) == 'changed'}
+        if changed and not redo:
+            raise ValueError('\n'.join([
+                f'{folder.path} holds trials that are done, with other settings:',
+                *(f'  {line}' for line in by_changes(changed)),
+                'Choose another --out, or add --redo: it runs them again, and removes each when its new trial begins',
+            ]))
+        self._known, self._left_out = self._all_known()
         self._started = former.get('started', datetime.now().astimezone().isoformat(timespec='seconds'))
 
     def run(self, backend: Backend) -> list[TrialSpec]:
@@ -76,6 +85,7 @@ class ABRun:
                 names = [name for name, of_trial in states.items() if of_trial == state]
                 if names:
                     display.say(f"{', '.join(names)}: {text}")
+            display.say(*(f'Kept, but not among the results: {line}' for line in by_changes(self._left_out)))
             if to_run:
                 display.say(f"{len(to_run)} trial{'s' if len(to_run) > 1 else ''} to run, {backend.describe()}")
             events = backend.run(to_run, self.folder)
@@ -116,11 +126,26 @@ class ABRun:
             self._console.print('No trial was evaluated in the last third of its steps: policy.eval_freq says how many '
                                 'learner steps lie between two evaluations.', soft_wrap=True)
         outcomes = [outcome for outcome in map(self.folder.outcome, self._known) if outcome]
-        threads = {outcome['threads'] for outcome in outcomes if outcome['status'] == 'done'}
+        threads = {outcome.get('threads') for outcome in outcomes if outcome['status'] == 'done'}
         if len(threads) > 1:
             numbers = ', '.join(sorted(map(str, threads)))
             self._console.print(f'The trials ran with different numbers of threads ({numbers}): their times cannot be '
                                 'compared.', soft_wrap=True)
+
+    def _all_known(self) -> tuple[list[TrialSpec], dict[str, list[str]]]:
+        """Own trials and those of earlier calls that fit; by name, why others that are done do not."""
+        known, left_out = {spec.name: spec for spec in self.specs}, {}
+        for outcome in self.folder.outcomes():
+            arm, seed, done = outcome['arm'], outcome['seed'], outcome['status'] == 'done'
+            specs = self.config.specs([arm], [seed]) if arm in self.config.experiments else []
+            for spec in specs:
+                if spec.name in known or self.folder.outcome(spec):
+                    known.setdefault(spec.name, spec)
+                elif done:
+                    left_out[spec.name] = self.folder.changes(spec)
+            if done and not specs:
+                left_out[f'{arm}_seed{seed}'] = ['the config has no such arm']
+        return list(known.values()), left_out
 
     def _finish(self, event: Event, display: ABDisplay) -> None:
         from .trial import write_outcome

@@ -1,7 +1,7 @@
 import hashlib
 import json
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -52,20 +52,26 @@ class TrialSpec:
         """
         return self.experiment.max_env_step
 
-    def fingerprint(self) -> str:
+    def settings(self) -> dict[str, Any]:
         """
         Overview:
-            A hash of the configs, the entry, the seed, the steps and the versions of the packages. Where a config's
-            folder lies is not part of it.
+            What makes the trial the one that it is: the configs, the entry, the seed, the steps and the versions of the
+            packages. Where a config's folder lies is not part of it.
         """
         experiment = self.experiment
-        content = dict(
+        return dict(
             arm=self.arm, seed=self.seed, max_env_step=self.max_env_step, entry=experiment.entry,
             model_path=experiment.model_path, create_config=experiment.create_config,
             main_config={key: value for key, value in experiment.main_config.items() if key != 'exp_name'},
             packages={name: version(name) for name in PACKAGES},
         )
-        return hashlib.sha256(json.dumps(as_json(content), sort_keys=True).encode()).hexdigest()[:16]
+
+    def fingerprint(self) -> str:
+        """
+        Overview:
+            A hash of ``settings``.
+        """
+        return hashlib.sha256(json.dumps(as_json(self.settings()), sort_keys=True).encode()).hexdigest()[:16]
 
     def to_bytes(self) -> bytes:
         """
@@ -74,6 +80,23 @@ class TrialSpec:
         """
         # The paths come first, because the rest may need them.
         return pickle.dumps((self.import_path, pickle.dumps(self)))
+
+
+def leaves(config: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    """
+    Overview:
+        The entries of nested configs.
+    Arguments:
+        - config (:obj:`Mapping[str, Any]`): The outermost.
+        - prefix (:obj:`str`): What each path begins with.
+    Returns:
+        - leaves (:obj:`Iterator[Tuple[str, Any]]`): Full key paths and values.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f'{prefix}{key}.')
+        else:
+            yield f'{prefix}{key}', value
 
 
 def as_json(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Optional
 import click
 
 from ..files import DiskFullError, disk_full_named, write_atomically
-from .spec import TrialSpec
+from .spec import TrialSpec, as_json
 
 DISK_FULL_STATUS = 74
 WRITER_HOOK = dict(name='ab_flush', type='ab_flush', position='after_run', priority=100, ext_args={})
@@ -89,7 +89,7 @@ def write_outcome(
     outcome = dict(
         arm=spec.arm, seed=spec.seed, max_env_step=spec.max_env_step, spec=spec.fingerprint(),
         status='done' if error is None else 'failed', error=error, seconds=seconds, result=result or failed_row(spec),
-        threads=int(os.environ.get('OMP_NUM_THREADS', 0)) or None,
+        threads=int(os.environ.get('OMP_NUM_THREADS', 0)) or None, settings=as_json(spec.settings()),
     )
     write_atomically(folder / 'trial.json', json.dumps(outcome, indent=2))
 

@@ -49,19 +49,20 @@ class CommaSeparated(click.ParamType):
 @click.option('--address', help="With --backend ray: the cluster, e.g. auto or ray://HOST:10001.")
 @click.option('--gpus-per-trial', default=0., type=click.FloatRange(0.),
               help='With --backend ray: GPUs, or parts of one, that each trial is given.')
+@click.option('--redo', is_flag=True, help='Run trials again that are done with other settings: the old ones go.')
 @click.option('--out', type=click.Path(path_type=Path, file_okay=False),
               help='Folder of the trials and the results.  [default: data_ab/<name of CONFIG>]')
 def ab(
         config_path: Path, arms: Optional[list], seeds: Optional[list], max_env_step: Optional[int],
         jobs: Optional[int], threads: Optional[int], backend: str, address: Optional[str], gpus_per_trial: float,
-        out: Optional[Path]
+        redo: bool, out: Optional[Path]
 ) -> None:
     """
     Compare the arms of an A/B config, each with the same seeds.
 
     CONFIG is a config file with 'arms' and 'seeds', such as configs/ab_cartpole_strategies.py. Each arm and seed is a
     trial, a training run in a process and a folder of its own. The same command again goes on after an interruption:
-    trials that are done are not repeated.
+    trials that are done are not repeated. Where some are done with other settings, it refuses to go on.
     """
     if backend != 'ray' and (address or gpus_per_trial):
         raise click.UsageError('--address and --gpus-per-trial are for --backend ray')
@@ -84,7 +85,7 @@ def ab(
     folder = RunFolder(out)
     try:
         with folder.locked():
-            ab_run = ABRun(config, folder, arms, seeds, console)
+            ab_run = ABRun(config, folder, arms, seeds, console, redo)
             failed = ab_run.run(_backend(backend, address, jobs, threads, gpus_per_trial, ab_run.specs))
             ab_run.show_means()
             _show_paths(console, folder)
