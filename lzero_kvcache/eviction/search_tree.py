@@ -79,7 +79,8 @@ class SearchTree:
         """
         Overview:
             How many simulations it will take until each node is expanded again: the visits that its ancestors and its
-            untried actions wait for, each as many simulations long as the ancestor is visited rarely.
+            untried actions wait for, each as many simulations long as the ancestor is visited rarely. Where the rule
+            predicts a longer wait than the node's visits so far, the geometric mean of both is taken.
         Returns:
             - waits (:obj:`np.ndarray`): 0 for the node of a tree that is expanded next, infinity for one all of whose
                 actions have been tried, :math:`(num_nodes, )`.
@@ -92,13 +93,15 @@ class SearchTree:
             choices, np.concatenate([self._waiting, below, untried]), np.concatenate([self._rivals, untried, below]),
             self._pb_c_init
         )
+        period = np.ones(count)
+        period[below] = np.maximum(1, self._visits[of_parent] / self._visits[below])
+        # The rule alone would take every dip of a value, and the roots' noise, for lasting.
+        of_choice[below] = np.minimum(of_choice[below], np.sqrt(of_choice[below] * period[below]))
         until_visited, between_visits = np.zeros(count), np.ones(count)
-        share = np.ones(count)
-        share[below] = np.maximum(1, self._visits[of_parent] / self._visits[below])
         for nodes in self._levels():
             above = self._parents[nodes]
             until_visited[nodes] = until_visited[above] + of_choice[nodes] * between_visits[above]
-            between_visits[nodes] = between_visits[above] * share[nodes]
+            between_visits[nodes] = between_visits[above] * period[nodes]
         is_exhausted = np.isneginf(self._best_untried[:count])
         return np.where(is_exhausted, np.inf, until_visited + of_choice[count:] * between_visits)
 
@@ -185,9 +188,10 @@ class SearchTree:
         self._trees[new] = self._trees[parents]
         self._depths[new] = self._depths[parents] + 1
         self._prior[new] = np.maximum(untried[np.arange(count), actions], 0)
-        self._rewards[new] = expansion.rewards
+        # A model that has diverged must not make the search's copy useless.
+        self._rewards[new] = np.nan_to_num(expansion.rewards)
         self._untried_priors[parents, actions] = -np.inf
-        self._untried_priors[new] = expansion.priors
+        self._untried_priors[new] = np.nan_to_num(expansion.priors)
         changed = np.concatenate([parents, new])
         self._best_untried[changed] = self._untried_priors[changed].max(1)
         waiting, rivals = [], []
@@ -201,7 +205,8 @@ class SearchTree:
             siblings.append(node)
         self._waiting = np.append(self._waiting, np.array(waiting, dtype=np.int64))
         self._rivals = np.append(self._rivals, np.array(rivals, dtype=np.int64))
-        below_roots = self._back_up(new.tolist(), np.asarray(expansion.values, dtype=np.float64).tolist())
+        values = np.nan_to_num(np.asarray(expansion.values, dtype=np.float64))
+        below_roots = self._back_up(new.tolist(), values.tolist())
         self._learn_noise(below_roots, choices)
         self._choices = None
 
