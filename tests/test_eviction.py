@@ -107,3 +107,14 @@ def test_a_strategy_that_lacks_a_required_option_is_refused():
 
 def test_a_member_prints_as_what_a_saved_config_can_hold():
     assert eval(f'dict(strategy={EvictionStrategy.LRU!r})') == dict(strategy='lru')
+
+
+@pytest.mark.parametrize('strategy, reason', [
+    (dict(type='slru', segments=0), "segments is 0: allowed is an integer of at least 1"),
+    (dict(type='slru', segments=2.5), "segments is 2.5: allowed is an integer of at least 1"),
+    (dict(type='slru', segments='a'), "segments is 'a': allowed is an integer of at least 1"),
+    (dict(type='random', seed=[1]), r"seed is \[1\]: allowed is an integer"),
+], ids=str)
+def test_a_value_that_an_option_does_not_take(strategy, reason):
+    with pytest.raises(ValueError, match=rf"kv_cache\.recur_pool\.strategy is .*{strategy['type']}.*: {reason}"):
+        KVCacheConfig(recur_pool=dict(strategy=strategy))

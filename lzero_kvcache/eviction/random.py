@@ -1,3 +1,4 @@
+from numbers import Integral
 from random import Random
 
 from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
@@ -10,9 +11,13 @@ class RandomEviction(EvictionPolicy):
         Any entry goes, all with the same probability: what a strategy must beat. Every operation costs O(1).
     Arguments:
         - seed (:obj:`int`): Of the random numbers. A pool that is cleared begins with it again.
+    Raises:
+        - ValueError: On a seed that is no integer.
     """
 
     def __init__(self, seed: int = 0) -> None:
+        if isinstance(seed, bool) or not isinstance(seed, Integral):
+            raise ValueError(f'seed is {seed!r}: allowed is an integer')
         self._random = Random(seed)
         self._slots: list[int] = []
         self._places: dict[int, int] = {}

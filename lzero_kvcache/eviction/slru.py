@@ -1,5 +1,6 @@
 from collections import OrderedDict
 
+from ..checks import check_count
 from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
 
 
@@ -12,9 +13,12 @@ class SLRUEviction(EvictionPolicy):
         the lowest segment goes first. Every operation costs O(1).
     Arguments:
         - segments (:obj:`int`): Their number. They are of equal size, the lowest takes the remainder.
+    Raises:
+        - ValueError: On a number below 1.
     """
 
     def __init__(self, segments: int = 4) -> None:
+        check_count(segments, 'segments', 'of a pool')
         self._segments: list[OrderedDict[int, None]] = [OrderedDict() for _ in range(segments)]
         self._limits = [0] * segments
         self._segment_of: dict[int, int] = {}

@@ -41,7 +41,8 @@ def parse_strategy(strategy: StrategyLike, key_path: str = 'eviction_strategy') 
     Returns:
         - name, options (:obj:`Tuple[str, Dict[str, Any]]`): The registered name and the keyword arguments of its class.
     Raises:
-        - ValueError: If the name is not registered or the strategy does not have one of the options.
+        - ValueError: If the name is not registered, or the strategy does not have one of the options or takes no such
+            value.
     """
     options: dict[str, Any] = {}
     if isinstance(strategy, Mapping):
@@ -70,6 +71,10 @@ def parse_strategy(strategy: StrategyLike, key_path: str = 'eviction_strategy') 
         signature.bind(**options)
     except TypeError as error:
         raise ValueError(f'{key_path} is {strategy!r}: strategy {name!r} is {error}') from error
+    try:
+        EVICTION_REGISTRY.get(name)(**options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'{key_path} is {strategy!r}: {error}') from error
     return name, options
 
 
