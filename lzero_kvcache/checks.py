@@ -6,7 +6,7 @@ from typing import Any
 
 # More names than this nobody reads.
 LISTED = 20
-NEAREST = 8
+NEAREST = 5
 
 
 def choices(given: Any, allowed: Iterable[str]) -> str:

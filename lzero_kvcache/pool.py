@@ -14,7 +14,7 @@ class KVCachePool:
     Overview:
         A bounded map from keys to cached values. A full pool evicts by its strategy. The pool keeps what it is given
         by reference and never looks inside. ``stats`` counts, ``peak_entries`` is the most it has ever held. Get, set
-        and eviction cost O(1) (O(log n) with 'priority') at any size.
+        and eviction cost O(1), with 'priority' O(log n); with 'tree' all evictions of a simulation together O(n).
     Arguments:
         - pool_size (:obj:`int`): The number of entries that fit.
         - eviction_strategy (:obj:`Union[EvictionStrategy, str, dict]`): A member of ``EvictionStrategy``, a name in
@@ -45,6 +45,7 @@ class KVCachePool:
         self._new_eviction_policy = partial(EVICTION_REGISTRY.get(strategy), **options)
         self._on_release = on_release
         self._reset_index()
+        self._follows_search = self.eviction_policy.follows_search
 
     def _reset_index(self) -> None:
         self.eviction_policy = self._new_eviction_policy()
@@ -66,7 +67,8 @@ class KVCachePool:
         Returns:
             - slot (:obj:`int`): The slot of the entry. The same key keeps its slot.
         Raises:
-            - ValueError: If the key is neither an int nor a string, or the priority is no number.
+            - ValueError: If the key is neither an int nor a string, or the priority is neither a number nor, with a
+                strategy that follows the search, one of its nodes.
         """
         leaving: list[Any] = []
         slot = self._store(key, kv, priority, leaving)
@@ -96,8 +98,15 @@ class KVCachePool:
     def _store(self, key: Hashable, kv: Any, priority: Priority, leaving: list[Any]) -> int:
         if type(key) is not str and (isinstance(key, bool) or not isinstance(key, (Integral, str))):
             raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
-        if priority is not None and not isinstance(priority, SearchTreeNode) and not is_number(priority):
-            raise ValueError(f"priority of key {key!r} in pool '{self.name}' is {priority!r}: allowed is a number")
+        if priority is not None:
+            if isinstance(priority, SearchTreeNode):
+                if not self._follows_search:
+                    raise ValueError(
+                        f"priority of key {key!r} in pool '{self.name}' is a node of a search, which "
+                        f'{type(self.eviction_policy).__name__} does not follow: allowed is a number'
+                    )
+            elif not is_number(priority):
+                raise ValueError(f"priority of key {key!r} in pool '{self.name}' is {priority!r}: allowed is a number")
         slot = self._slot_of_key.get(key)
         if slot is not None:
             replaced = self._value_of_slot[slot]
@@ -185,8 +194,12 @@ class KVCachePool:
     def evict(self) -> None:
         """
         Overview:
-            Let the strategy's next victim leave. The pool must hold an entry.
+            Let the strategy's next victim leave.
+        Raises:
+            - ValueError: If the pool is empty.
         """
+        if not self._slot_of_key:
+            raise ValueError(f"pool '{self.name}' is empty: there is nothing to evict")
         self._release([self._evict()])
 
     def clear(self) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from lzero_kvcache import EVICTION_REGISTRY, CacheStats, EvictionStrategy, KVCachePool
+from lzero_kvcache.eviction.search_tree import SearchTree, SearchTreeNode
 
 STRATEGIES = sorted(EVICTION_REGISTRY)
 
@@ -158,6 +159,29 @@ def test_bad_priority_is_refused(priority, keys_values):
     with pytest.raises(ValueError, match="priority of key 'a' in pool 'default' is .*: allowed is a number"):
         pool.set('a', keys_values(0.), priority)
     assert len(pool) == 0
+
+
+@pytest.mark.parametrize('strategy', STRATEGIES)
+def test_a_node_of_a_search_is_a_priority_for_strategies_that_follow_it(strategy, keys_values):
+    node = SearchTreeNode(SearchTree(1, lambda: np.full((1, 2), 0.5)), 0)
+    pool = KVCachePool(2, strategy, name='recur')
+    if pool.eviction_policy.follows_search:
+        pool.set('a', keys_values(0.), node)
+        assert list(pool.keys()) == ['a']
+        return
+    with pytest.raises(ValueError, match="priority of key 'a' in pool 'recur' is a node of a search, which .*Eviction"):
+        pool.set('a', keys_values(0.), node)
+    assert len(pool) == 0
+
+
+@pytest.mark.parametrize('strategy', STRATEGIES)
+def test_an_empty_pool_has_nothing_to_evict(strategy, filled):
+    with pytest.raises(ValueError, match="pool 'recur' is empty: there is nothing to evict"):
+        KVCachePool(2, strategy, name='recur').evict()
+    pool = filled(strategy)
+    pool.clear()
+    with pytest.raises(ValueError, match='is empty'):
+        pool.evict()
 
 
 def test_stats(filled, keys_values):
