@@ -270,6 +270,20 @@ def test_a_machine_that_cannot_render_is_said_with_the_command_that_mends_it():
     assert '(5,)' in output
 
 
+@needs_rendering
+def test_mujoco_gl_of_the_user_does_not_crash_what_compiles_later():
+    """Mesa, which EGL brings on a machine without a GPU, must not be loaded before triton."""
+    code = (
+        'from lzero_kvcache.envs.suite_env import SuiteEnv\n'
+        "env = SuiteEnv('cartpole', 'swingup', from_pixels=True)\n"
+        'try: print(env.reset().shape)\n'
+        'except RuntimeError as error: print(error)\n'
+    )
+    completed = run_python(code, MUJOCO_GL='egl')
+    assert completed.returncode == 0, completed.stderr
+    assert '(3, 84, 84)' in completed.stdout or 'cannot render' in completed.stdout
+
+
 def test_without_dmc2gym_it_is_ours():
     assert issubclass(ENV_REGISTRY.get('dmc_lightzero'), DMControlLightZeroEnv)
     assert ENV_REGISTRY.get('dmc_lightzero') is DMCLightZeroEnv

@@ -7,10 +7,11 @@ from importlib import metadata
 
 import pytest
 from packaging.requirements import Requirement
+from rendering import needs_rendering
 
 from lzero_kvcache.doctor import OK, PROBLEM, WARNING, Finding, examine
 from lzero_kvcache.doctor import environments as doctor_environments
-from lzero_kvcache.doctor.environments import atari
+from lzero_kvcache.doctor.environments import atari, rendering
 from lzero_kvcache.doctor.hardware import gpu
 from lzero_kvcache.doctor.requirements import (
     how_to_install,
@@ -163,6 +164,31 @@ def test_pong_takes_a_step_and_missing_roms_are_a_warning(monkeypatch):
     monkeypatch.setattr(doctor_environments, 'STEP_PONG', 'raise RuntimeError("no ROM of Pong")')
     finding, = atari()
     assert finding.status == WARNING and 'ROM' in finding.seen and 'roms' in finding.mend
+
+
+@pytest.mark.slow
+@needs_rendering
+def test_rendering_is_judged_by_the_environment_itself(monkeypatch):
+    monkeypatch.delenv('MUJOCO_GL', raising=False)
+    monkeypatch.delenv('DISPLAY', raising=False)
+    finding, = rendering()
+    assert finding.status == OK and 'SuiteEnv renders pixels' in finding.seen, finding
+
+
+@pytest.mark.slow
+@needs_rendering
+def test_a_graphics_library_that_does_not_work_is_a_warning(monkeypatch):
+    monkeypatch.delenv('DISPLAY', raising=False)
+    monkeypatch.setenv('MUJOCO_GL', 'glfw')
+    finding, = rendering()
+    assert finding.status == WARNING and 'MUJOCO_GL=glfw' in finding.seen, finding
+    assert finding.mend == 'unset MUJOCO_GL'
+
+
+def test_a_crash_is_named(monkeypatch):
+    monkeypatch.setattr(doctor_environments, 'STEP_PONG', 'import os; os.kill(os.getpid(), 11)')
+    finding, = atari()
+    assert finding.status == WARNING and finding.seen == 'the process was ended by SIGSEGV'
 
 
 def doctor(*blocked: str, arguments: tuple = ('doctor', )) -> subprocess.CompletedProcess:

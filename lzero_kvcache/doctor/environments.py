@@ -1,5 +1,6 @@
 """Environments, each in a process of its own: a graphics library that fails may end the process."""
 import os
+import signal
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -32,16 +33,14 @@ env.reset()
 env.step(env.action_spec().minimum)
 print(f"cartpole-swingup steps, dm-control {version('dm-control')}, mujoco {version('mujoco')}")
 '''
+# As in a training: LightZero imports dm-control, by gymnasium's plugins, before anything is rendered.
 RENDER = '''
-import mujoco
-model = mujoco.MjModel.from_xml_string(
-    '<mujoco><worldbody><light pos="0 0 3"/><geom size="1"/></worldbody></mujoco>')
-data = mujoco.MjData(model)
-mujoco.mj_forward(model, data)
-renderer = mujoco.Renderer(model, 48, 64)
-renderer.update_scene(data)
-assert renderer.render().std() > 0, 'a sphere under a light gives an empty picture'
-print('pixels')
+import lzero.entry
+from lzero_kvcache.envs.suite_env import SuiteEnv
+env = SuiteEnv('cartpole', 'swingup', from_pixels=True, height=48, width=64)
+assert env.reset().std() > 0, 'the cartpole gives an empty picture'
+from dm_control import _render
+print(f'SuiteEnv renders pixels by {_render.Renderer.__name__}')
 '''
 
 
@@ -76,25 +75,27 @@ def dm_control() -> list[Finding]:
 def rendering() -> list[Finding]:
     """
     Overview:
-        Can MuJoCo render pixels, with the graphics library that ``MUJOCO_GL`` names, or with another one?
+        Does the environment that training uses render pixels, as things are, or with another ``MUJOCO_GL``?
     """
-    if find_spec('mujoco') is None:
+    if find_spec('dm_control') is None:
         return []
     chosen = os.environ.get('MUJOCO_GL')
     setting = f'MUJOCO_GL={chosen}' if chosen else 'MUJOCO_GL not set'
     done, last_line = _run(RENDER)
     if done:
-        return [Finding('rendering', OK, f'MuJoCo renders pixels, {setting}')]
-    working = [library for library in GRAPHICS_LIBRARIES if library != chosen and _run(RENDER, library)[0]]
-    if working:
-        return [Finding('rendering', WARNING, f'{last_line}, {setting}', f'export MUJOCO_GL={working[0]}')]
-    return [Finding(
-        'rendering', WARNING, f'{last_line}, {setting}', 'apt-get install libegl1 && export MUJOCO_GL=egl'
-    )]
+        return [Finding('rendering', OK, f'{last_line}, {setting}')]
+    unset = 'unset MUJOCO_GL' if chosen else ''
+    if unset and _run(RENDER, '')[0]:
+        mend = unset
+    else:
+        working = (library for library in GRAPHICS_LIBRARIES if library != chosen and _run(RENDER, library)[0])
+        library = next(working, None)
+        mend = f'export MUJOCO_GL={library}' if library else ' && '.join(filter(None, ('apt-get install libegl1', unset)))
+    return [Finding('rendering', WARNING, f'{last_line}, {setting}', mend)]
 
 
 def _run(code: str, graphics_library: Optional[str] = None) -> tuple[bool, str]:
-    environment = dict(os.environ, **({'MUJOCO_GL': graphics_library} if graphics_library else {}))
+    environment = dict(os.environ, **({} if graphics_library is None else {'MUJOCO_GL': graphics_library}))
     try:
         completed = subprocess.run(
             [sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env=environment,
@@ -104,5 +105,7 @@ def _run(code: str, graphics_library: Optional[str] = None) -> tuple[bool, str]:
         return False, f'no answer within {SECONDS_AT_MOST} s'
     if completed.returncode == 0:
         return True, completed.stdout.splitlines()[-1]
+    if completed.returncode < 0:
+        return False, f'the process was ended by {signal.Signals(-completed.returncode).name}'
     lines = completed.stderr.strip().splitlines()
     return False, lines[-1] if lines else f'ended with status {completed.returncode}'

@@ -18,9 +18,7 @@ def prepare_rendering() -> None:
         not set and there is no display. Left to itself it takes GLFW, which needs one. Setting ``MUJOCO_GL`` here would
         be too late: gymnasium has long imported dm-control, by its plugin shimmy.
     """
-    # Mesa, too, is built on LLVM: torch.compile's triton crashes the process if it is imported after Mesa has rendered.
-    with suppress(ImportError):
-        import triton  # noqa: F401
+    import_triton()
     if os.environ.get('MUJOCO_GL') or os.environ.get('DISPLAY') or os.environ.get('WAYLAND_DISPLAY'):
         return
     if sys.platform != 'linux':
@@ -35,6 +33,16 @@ def prepare_rendering() -> None:
         return
     _render.Renderer = Renderer
     logger.info('dm-control renders by %s: there is no display', Renderer.__name__)
+
+
+def import_triton() -> None:
+    """
+    Overview:
+        Before Mesa is loaded, which importing dm-control does with MUJOCO_GL=egl: both are built on LLVM, and
+        ``torch.compile``'s triton crashes the process if it is imported after Mesa.
+    """
+    with suppress(ImportError):
+        import triton  # noqa: F401
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from gym.spaces import Box
 
 from ..checks import check_count, choices
-from .rendering import rendering
+from .rendering import import_triton, rendering
 
 # In control steps. The suite's tasks end by themselves then, but for a few that never do.
 EPISODE_LENGTH = 1000
@@ -25,6 +25,7 @@ def import_suite() -> ModuleType:
     Raises:
         - ImportError: If dm-control is not installed.
     """
+    import_triton()
     try:
         from dm_control import suite
     except ModuleNotFoundError as error:
