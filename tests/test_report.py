@@ -17,12 +17,20 @@ from scipy import stats
 
 from lzero_kvcache.report import write_report
 from lzero_kvcache.report.__main__ import main
+from lzero_kvcache.report.comparisons import Correction, holm
 from lzero_kvcache.report.curves import Curve, hit_rate, learning_curve, over_seeds, throughput
-from lzero_kvcache.report.folder import Trial, read_run
+from lzero_kvcache.report.folder import RunRecord, Trial, read_run
 from lzero_kvcache.report.metrics import METRIC, METRICS, MINUS, decimals_of, number
 from lzero_kvcache.report.panels import MARKERS, arm_styles, curve_panel
 from lzero_kvcache.report.sentences import answers, certainty, headline, short_verdict
-from lzero_kvcache.report.statistics import MOST_SEEDS, difference, seeds_needed, student_t_quantile, summarize
+from lzero_kvcache.report.statistics import (
+    MOST_SEEDS,
+    difference,
+    seeds_needed,
+    student_t_p_value,
+    student_t_quantile,
+    summarize,
+)
 
 POOLS = ('init_pools', 'recur_pool', 'wm_pool')
 numbers = st.floats(-1e6, 1e6).map(lambda value: round(value, 3))
@@ -153,7 +161,7 @@ def test_a_difference_by_hand():
     assert compared.high == pytest.approx(2 + 4.3027 / math.sqrt(3), abs=1e-4)
     assert compared.verdict == 'unclear'
     # (t(0.975, n - 1) + t(0.8, n - 1)) / sqrt(n) <= 2: for n = 4 (3.182 + 0.978) / 2 = 2.08, for n = 5 1.66.
-    assert compared.seeds_needed == 5
+    assert compared.seeds_needed() == 5
 
 
 @given(by_seed, by_seed)
@@ -162,7 +170,7 @@ def test_arms_that_swap_swap_the_sign(values, reference):
     assert one.count == other.count == len(values.keys() & reference.keys())
     opposite = {'higher': 'lower', 'lower': 'higher'}
     assert one.verdict == opposite.get(other.verdict, other.verdict)
-    assert one.seeds_needed == other.seeds_needed
+    assert one.seeds_needed() == other.seeds_needed()
     if one.count:
         assert one.mean == -other.mean
     if one.count > 1:
@@ -195,8 +203,8 @@ def test_the_seeds_needed_are_enough_and_no_more(mean, deviation):
 @given(st.lists(numbers, min_size=2, max_size=9))
 def test_what_cannot_be_told_needs_more_seeds_than_there_are(values):
     compared = difference(dict(enumerate(values)), dict.fromkeys(range(len(values)), 0.0))
-    if compared.verdict == 'unclear' and compared.seeds_needed is not None:
-        assert compared.seeds_needed > compared.count
+    if compared.verdict == 'unclear' and compared.seeds_needed() is not None:
+        assert compared.count < compared.seeds_needed() <= (compared.seeds_needed(12) or MOST_SEEDS)
 
 
 def test_three_seeds_are_covered_by_students_interval_and_not_by_the_bootstrap():
@@ -208,6 +216,25 @@ def test_three_seeds_are_covered_by_students_interval_and_not_by_the_bootstrap()
     means = samples[:, generator.integers(0, 3, (1000, 3))].mean(axis=2)
     low, high = np.quantile(means, (0.025, 0.975), axis=1)
     assert np.mean((low <= 1) & (1 <= high)) < 0.85
+
+
+@given(st.floats(-1e3, 1e3), st.integers(1, 30))
+def test_p_values_are_those_of_scipy(statistic, degrees):
+    expected = 2 * stats.t.sf(abs(statistic), degrees)
+    assert student_t_p_value(statistic, degrees) == pytest.approx(expected, rel=1e-3, abs=1e-9)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=9))
+def test_holm_by_its_definition(p_values):
+    corrected = holm(p_values)
+    for level in (0.01, 0.05, 0.3):
+        # Step down: the smallest is tested at level / m, the next at level / (m - 1), until one fails.
+        rejected = set()
+        for rank, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+            if p_values[place] * (len(p_values) - rank) > level:
+                break
+            rejected.add(place)
+        assert {place for place, value in enumerate(corrected) if value <= level} == rejected
 
 
 def test_summaries():
@@ -246,6 +273,83 @@ def test_the_seeds_needed_are_named():
     assert 'about 5 seeds per arm' in certainty(RETURN, compared)
     assert short_verdict(RETURN, compared) == 'cannot tell; needs about 5 seeds'
     assert f'more than {MOST_SEEDS}' in certainty(RETURN, compare(-1.0, 0.0, 1.0))
+
+
+ASKED = ('return_last', 'env_steps_per_second', 'hit_rate_recur_pool', 'peak_cache_mb', 'peak_memory_mb')
+
+
+def noisy_run(generator, arms, seeds=5, missing=(), **better):
+    """A run whose arms all draw from the same distribution, but for some of the last one's numbers."""
+    names = [f'arm{index}' for index in range(arms)]
+    trials = []
+    for arm in names:
+        for seed in range(seeds):
+            results = {key: float(generator.normal(100, 1)) for key in ASKED if (arm, key) not in missing}
+            for key, shift in better.items():
+                results[key] += shift * (arm == names[-1])
+            trials.append(Trial(arm, seed, 'done', results=results))
+    return RunRecord(
+        'noise', None, dict.fromkeys(names, {}), names[0], list(range(seeds)), None, {}, {}, None, trials, []
+    )
+
+
+@pytest.mark.parametrize('arms', [2, 4])
+@pytest.mark.parametrize('missing', [(), [('arm0', 'hit_rate_recur_pool'), ('arm0', 'peak_cache_mb')]],
+                         ids=['all', 'baseline without a cache'])
+def test_noise_is_hardly_ever_called_a_difference(arms, missing):
+    generator = np.random.default_rng(0)
+    reports = [answers(noisy_run(generator, arms, missing=missing)) for _ in range(600)]
+    assert np.mean(['Unlikely to be chance' in headline(found) for found in reports]) <= 0.07
+    # Nor does any answer below the headline.
+    assert np.mean([any('unlikely to be chance' in one.text for one in found.values()) for found in reports]) <= 0.07
+
+
+@pytest.mark.parametrize('arms', [2, 4])
+def test_a_large_difference_is_named(arms):
+    generator = np.random.default_rng(1)
+    for _ in range(20):
+        said = headline(answers(noisy_run(generator, arms, return_last=20.0, peak_memory_mb=-20.0)))
+        assert f'Unlikely to be chance: arm{arms - 1} beats arm0 in return and memory of the process' in said
+
+
+def test_one_comparison_of_many_is_not_believed_as_one_alone():
+    compared = compare(1.0, 2.0, 2.0, 3.0, 4.0)
+    assert compared.p_value == pytest.approx(stats.ttest_1samp([1.0, 2.0, 2.0, 3.0, 4.0], 0).pvalue, rel=1e-3)
+    assert short_verdict(RETURN, compared) == 'better'
+    corrected = Correction(15 * compared.p_value, 15)
+    assert certainty(RETURN, compared, corrected).startswith('Cannot tell')
+    assert 'one of 15 comparisons, and corrected for their number p = 0.14' in certainty(RETURN, compared, corrected)
+    assert re.fullmatch(r'cannot tell; needs about \d+ seeds', short_verdict(RETURN, compared, corrected))
+
+
+def test_the_page_says_how_many_comparisons_it_makes(tmp_path):
+    write_run(tmp_path, ('fifo', 'lru', 'tree'))
+    write_trials(tmp_path, ('fifo', 'lru', 'tree'))
+    page = page_of(tmp_path)
+    assert '10 comparisons were made for these answers' in page.text and 'Holm, 1979' in page.text
+
+
+def test_arms_of_unequal_lengths_are_compared_per_step(tmp_path):
+    write_run(tmp_path)
+    for seed in range(3):
+        write_trial(tmp_path, 'fifo', seed, env_steps=2000, evictions=4000, rebuilds=20, rebuilt_tokens=40)
+        write_trial(tmp_path, 'lru', seed, env_steps=3000, evictions=6000, rebuilds=30, rebuilt_tokens=60)
+    page = page_of(tmp_path)
+    assert ('Lengths differ: the trials of lru collected 3,000 environment steps on average, those of fifo 2,000.'
+            in page.text)
+    for words in ('Evictions, per 1,000 steps 2,000 ± 0 2,000 ± 0', 'Rebuilt contexts, per 1,000 steps 10.0',
+                  'Rebuilt tokens, per 1,000 steps 20.0'):
+        assert words in page.text
+    values = read_run(tmp_path).values('rebuilt_tokens')
+    assert values['fifo'] == values['lru'] == {0: 20.0, 1: 20.0, 2: 20.0}
+
+
+def test_nearly_equal_lengths_are_not_worth_a_sentence(tmp_path):
+    write_run(tmp_path)
+    for seed in range(3):
+        write_trial(tmp_path, 'fifo', seed, env_steps=3000)
+        write_trial(tmp_path, 'lru', seed, env_steps=3100)
+    assert 'Lengths differ' not in page_of(tmp_path).text
 
 
 def test_the_best_arm_is_named_by_what_is_better(tmp_path):

@@ -18,6 +18,8 @@ COLUMNS = (
     'peak_memory_mb', 'log',
 )
 MIB = 2 ** 20
+# Trials end with whole episodes; where steps differ by more than this, totals do so, too.
+MOST_UNEQUAL = 1.05
 # What the table shows: heading, column, format.
 SHOWN = (
     ('return', 'return_last', '{:,.1f}'), ('env steps/s', 'env_steps_per_second', '{:,.1f}'),

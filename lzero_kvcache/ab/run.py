@@ -12,7 +12,7 @@ from .changes import by_changes
 from .config import ABConfig
 from .display import ABDisplay
 from .folder import RunFolder, last_lines
-from .results import means_table, write_results
+from .results import MOST_UNEQUAL, means_table, write_results
 from .spec import TrialSpec, as_json
 
 # What is said of the trials that are there already, by their state.
@@ -125,6 +125,13 @@ class ABRun:
         if all(row['return_last'] is None for row in rows):
             self._console.print('No trial was evaluated in the last third of its steps: policy.eval_freq says how many '
                                 'learner steps lie between two evaluations.', soft_wrap=True)
+        lengths = [row['env_steps'] for row in rows]
+        if max(lengths) > MOST_UNEQUAL * min(lengths):
+            self._console.print(
+                f'The trials collected {min(lengths):,} to {max(lengths):,} environment steps: totals such as '
+                'evictions are those of different lengths. The report has them per 1,000 steps.', highlight=False,
+                soft_wrap=True
+            )
         outcomes = [outcome for outcome in map(self.folder.outcome, self._known) if outcome]
         threads = {outcome.get('threads') for outcome in outcomes if outcome['status'] == 'done'}
         if len(threads) > 1:

@@ -28,7 +28,8 @@ class Trial:
         - error (:obj:`Optional[str]`): The last line of what failed.
         - log (:obj:`Optional[str]`): The path of its output relative to the folder, if there is such a file.
         - threads (:obj:`Optional[int]`): The threads that it ran with, where that is known.
-        - results (:obj:`Dict[str, float]`): The columns of ``results.csv`` that have a number.
+        - results (:obj:`Dict[str, float]`): The columns of ``results.csv`` that have a number; totals per 1,000
+            environment steps.
         - series (:obj:`Dict[str, np.ndarray]`): The columns of ``series.csv``, [rows] of float64, nan where empty.
         - returns (:obj:`Dict[str, np.ndarray]`): Those of ``returns.csv``.
     """
@@ -192,6 +193,9 @@ def _read_trial(folder: Path, row: Mapping[str, str]) -> Trial:
         metric.key: _number(path, f'{metric.key} of {arm} with seed {int(seed)}', row.get(metric.key))
         for metric in METRICS
     }
+    for metric in METRICS:
+        if metric.total:
+            numbers[metric.key] *= 1000 / numbers['env_steps'] if numbers['env_steps'] else float('nan')
     return Trial(
         arm, int(seed), status, error=_entry(outcome_path, outcome, 'error', str, None),
         log=_log(folder, trial_folder), threads=_entry(outcome_path, outcome, 'threads', int, None),

@@ -6,6 +6,7 @@ from typing import Optional
 MINUS = '\N{MINUS SIGN}'
 NOTHING = '\N{EN DASH}'
 SPACE = '\N{NO-BREAK SPACE}'
+PER_STEPS = 'per 1,000 steps'
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,8 @@ class Metric:
         - better (:obj:`Optional[str]`): 'higher' or 'lower'; None where neither is.
         - compared (:obj:`bool`): Whether differences between arms are shown.
         - counts (:obj:`bool`): Whether it is a number of things.
+        - total (:obj:`bool`): Whether the column's number grows with the environment steps: it is shown per 1,000 of
+            them, because trials collect whole episodes, some more than others.
     """
     key: str
     label: str
@@ -29,6 +32,7 @@ class Metric:
     better: Optional[str] = None
     compared: bool = False
     counts: bool = False
+    total: bool = False
 
     @property
     def heading(self) -> str:
@@ -128,11 +132,11 @@ METRICS = (
     Metric('hit_rate_wm_pool', 'Hit rate of the wm pool', 'The same for the rows of the last inference, asked only for '
            'what the recur pool has lost. No query is the best sign.', '%', 'higher'),
     Metric('evictions', 'Evictions', 'Entries that left because their pool was full. Evicting what is never asked for '
-           'again costs nothing.', counts=True),
-    Metric('rebuilds', 'Rebuilt contexts', 'Contexts that had to be computed again after a miss.', '', 'lower',
-           counts=True),
-    Metric('rebuilt_tokens', 'Rebuilt tokens', 'The tokens that rebuilding took: the work that misses have cost.', '',
-           'lower', True, counts=True),
+           'again costs nothing.', PER_STEPS, total=True),
+    Metric('rebuilds', 'Rebuilt contexts', 'Contexts that had to be computed again after a miss.', PER_STEPS, 'lower',
+           total=True),
+    Metric('rebuilt_tokens', 'Rebuilt tokens', 'The tokens that rebuilding took: the work that misses have cost.',
+           PER_STEPS, 'lower', True, total=True),
     Metric('peak_cache_mb', 'Peak cache memory', 'Most memory that keys and values of all pools held, looked at about '
            'a hundred times in the run.', 'MiB',
            'lower', True),

@@ -12,9 +12,10 @@ from markupsafe import Markup
 
 from ..files import write_atomically
 from . import sentences
+from .comparisons import Comparisons
 from .course import plots
 from .folder import RunRecord, read_run
-from .metrics import METRICS
+from .metrics import METRIC, METRICS
 from .panels import arm_styles, dots_panel, swatch
 from .statistics import COMFORTABLE_SEEDS, MINIMUM_SEEDS, Difference, difference, summarize
 
@@ -56,7 +57,8 @@ def render(run: RunRecord) -> str:
     environment.filters.update(quote=quote, literal=_literal, time=_time, breakable=_breakable)
     shown = [metric for metric in METRICS if any(run.values(metric.key).values())]
     styles = arm_styles(list(run.arms))
-    answers = sentences.answers(run)
+    asked = Comparisons(run, [METRIC[key] for key in sentences.QUESTIONS.values()])
+    answers = sentences.answers(run, asked)
     return environment.get_template('report.html.jinja').render(
         run=run, metrics=shown, answers=answers, headline=sentences.headline(answers), plots=plots(run, styles),
         swatch=lambda place, arm: Markup(swatch(f'{place}-{list(run.arms).index(arm)}', styles[arm])),
@@ -68,15 +70,19 @@ def render(run: RunRecord) -> str:
             metric.key: {arm: summarize(values.values()) for arm, values in run.values(metric.key).items()}
             for metric in shown
         },
-        differences=_differences(run), key_paths=sorted(set().union(*run.differences.values())),
+        differences=_differences(run, asked), asked=asked, lengths=sentences.unequal_lengths(run),
+        key_paths=sorted(set().union(*run.differences.values())),
         broken=[trial for trial in run.trials if trial.status != 'done'],
         command=_command(run) if run.config else None,
         minimum_seeds=MINIMUM_SEEDS, comfortable_seeds=COMFORTABLE_SEEDS,
     )
 
 
-def _differences(run: RunRecord) -> list[list[dict[str, Any]]]:
+def _differences(run: RunRecord, asked: Comparisons) -> list[list[dict[str, Any]]]:
     """For each metric a row for each arm but the baseline, with all that its cells say."""
+    others = Comparisons(run, [
+        metric for metric in METRICS if metric.compared and metric.key not in sentences.QUESTIONS.values()
+    ])
     groups = []
     for metric in METRICS:
         if not metric.compared:
@@ -86,12 +92,15 @@ def _differences(run: RunRecord) -> list[list[dict[str, Any]]]:
         compared = {arm: difference(numbers, reference) for arm, numbers in values.items()}
         compared = {arm: changed for arm, changed in compared.items() if changed.count}
         scale = _scale(compared.values())
+        comparisons = asked if metric.key in sentences.QUESTIONS.values() else others
         if compared:
             groups.append([
                 dict(
                     metric=metric, arm=arm, changed=changed, positions=_positions(changed, scale),
                     interval=sentences.interval_text(metric, changed),
-                    relative=sentences.relative_text(metric, changed), verdict=sentences.short_verdict(metric, changed)
+                    relative=sentences.relative_text(metric, changed), verdict=sentences.short_verdict(
+                        metric, changed, comparisons.correction(metric.key, arm, run.baseline)
+                    )
                 )
                 for arm, changed in compared.items()
             ])

@@ -3,9 +3,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
+from ..ab.results import MOST_UNEQUAL
+from .comparisons import Comparisons, Correction
 from .folder import RunRecord
 from .metrics import METRIC, MINUS, Metric
-from .statistics import COMFORTABLE_SEEDS, MINIMUM_SEEDS, MOST_SEEDS, Difference, difference, summarize
+from .statistics import COMFORTABLE_SEEDS, CONFIDENCE, MINIMUM_SEEDS, MOST_SEEDS, Difference, difference, summarize
 
 # What the first paragraph answers.
 QUESTIONS = {
@@ -31,16 +33,19 @@ class Answer:
     sure: bool = False
 
 
-def answers(run: RunRecord) -> dict[str, Answer]:
+def answers(run: RunRecord, comparisons: Optional[Comparisons] = None) -> dict[str, Answer]:
     """
     Overview:
         Which arm was best in what, and how sure that is.
     Arguments:
         - run (:obj:`RunRecord`): The run.
+        - comparisons (:obj:`Optional[Comparisons]`): What has been compared; None: what ``QUESTIONS`` ask for.
     Returns:
         - answers (:obj:`Dict[str, Answer]`): One for each of ``QUESTIONS``.
     """
-    return {question: answer(run, METRIC[key]) for question, key in QUESTIONS.items()}
+    metrics = {question: METRIC[key] for question, key in QUESTIONS.items()}
+    comparisons = comparisons or Comparisons(run, metrics.values())
+    return {question: answer(run, metric, comparisons) for question, metric in metrics.items()}
 
 
 def headline(found: Mapping[str, Answer]) -> str:
@@ -64,7 +69,7 @@ def headline(found: Mapping[str, Answer]) -> str:
     return ' '.join(sentences) or 'There is no difference between two arms to speak of.'
 
 
-def answer(run: RunRecord, metric: Metric) -> Answer:
+def answer(run: RunRecord, metric: Metric, comparisons: Comparisons) -> Answer:
     """
     Overview:
         Which arm was best by one number. It is compared to the baseline, or, if it is the baseline itself or the
@@ -72,6 +77,7 @@ def answer(run: RunRecord, metric: Metric) -> Answer:
     Arguments:
         - run (:obj:`RunRecord`): The run.
         - metric (:obj:`Metric`): The number.
+        - comparisons (:obj:`Comparisons`): All that are made, this one among them.
     """
     values = run.values(metric.key)
     means = {arm: summarize(numbers.values()).mean for arm, numbers in values.items() if numbers}
@@ -86,7 +92,7 @@ def answer(run: RunRecord, metric: Metric) -> Answer:
         return Answer(f'No difference to be seen: mean {name} was {metric.with_unit(means[best])} in {everywhere}.')
     other = run.baseline if run.baseline in others else others[0]
     role = 'the baseline' if other == run.baseline else 'the next'
-    compared = difference(values[best], values[other])
+    compared, correction = difference(values[best], values[other]), comparisons.correction(metric.key, best, other)
     missing = [arm for arm in run.arms if arm not in means]
     silent = f' There is no figure for {_listed(missing)}.' if missing else ''
     larger = max(means[best], means[other], key=abs)
@@ -95,22 +101,24 @@ def answer(run: RunRecord, metric: Metric) -> Answer:
         return Answer(f'{best} had about the same mean {name}, {of_best}, as {other}, {role}.{silent}', best, other)
     return Answer(
         f'{best} had the {SUPERLATIVES[metric.better]} mean {name}, {of_best} against {of_other} of {other}, {role}. '
-        f'{certainty(metric, compared)}{silent}',
-        best, other, compared.verdict == metric.better
+        f'{certainty(metric, compared, correction)}{silent}',
+        best, other, compared.verdict == metric.better and _survives(correction)
     )
 
 
-def certainty(metric: Metric, compared: Difference) -> str:
+def certainty(metric: Metric, compared: Difference, correction: Optional[Correction] = None) -> str:
     """
     Overview:
         How sure it is that one arm is better than another.
     Arguments:
         - metric (:obj:`Metric`): The number.
         - compared (:obj:`Difference`): The better arm's difference to the other one.
+        - correction (:obj:`Optional[Correction]`): For the comparisons that it is one of; None: it is the only one.
     Returns:
         - certainty (:obj:`str`): A sentence; 'Cannot tell' begins it where the seeds do not suffice.
     """
     verdict, seeds = compared.verdict, compared.count
+    correction = correction or Correction(0.0 if compared.p_value is None else compared.p_value, 1)
     if verdict == 'nothing':
         return 'Cannot tell whether that is more than chance: no seed is done in both.'
     if verdict == 'few':
@@ -123,13 +131,20 @@ def certainty(metric: Metric, compared: Difference) -> str:
     interval = f'{interval_text(metric, compared)}{unit}'
     if verdict == 'unclear':
         return (f'Cannot tell whether that is more than chance: with {seeds} seeds the 95 % interval of the '
-                f'difference, {interval}, includes 0. {needed_text(compared)}')
+                f'difference, {interval}, includes 0. {needed_text(compared, correction)}')
+    if not _survives(correction):
+        return (f'Cannot tell whether that is more than chance: with {seeds} seeds the 95 % interval of the '
+                f'difference, {interval}, leaves 0 out, but it is one of {correction.count} comparisons, and corrected '
+                f'for their number {_p_text(correction)}. {needed_text(compared, correction)}')
     doubt = '' if seeds >= COMFORTABLE_SEEDS else (
         f', if the differences are normally distributed, which {seeds} seeds cannot show'
     )
     # Means over all of an arm's seeds can mislead where some of them have no partner.
     claim = 'That is unlikely to be chance' if verdict == metric.better else 'The seeds that both have say the opposite'
-    return f'{claim}: the 95 % interval of the difference over {seeds} seeds is {interval}{doubt}.'
+    corrected = '' if correction.count == 1 else (
+        f' Corrected for {correction.count} comparisons, {_p_text(correction)}.'
+    )
+    return f'{claim}: the 95 % interval of the difference over {seeds} seeds is {interval}{doubt}.{corrected}'
 
 
 def interval_text(metric: Metric, compared: Difference) -> str:
@@ -146,36 +161,40 @@ def interval_text(metric: Metric, compared: Difference) -> str:
     return f'{metric.change(compared.low, wider)} to {metric.change(compared.high, wider)}'
 
 
-def needed_text(compared: Difference) -> str:
+def needed_text(compared: Difference, correction: Correction) -> str:
     """
     Overview:
         How many seeds would tell.
     Arguments:
-        - compared (:obj:`Difference`): A difference whose interval includes 0.
+        - compared (:obj:`Difference`): A difference that may be chance.
+        - correction (:obj:`Correction`): For the comparisons that it is one of.
     """
-    if compared.seeds_needed is None:
+    needed = compared.seeds_needed(max(1, correction.count))
+    if needed is None:
         return f'If there is a difference, it would take more than {MOST_SEEDS} seeds per arm to see it.'
-    return f'If difference and spread are as they look, about {compared.seeds_needed} seeds per arm would tell.'
+    return f'If difference and spread are as they look, about {needed} seeds per arm would tell.'
 
 
-def short_verdict(metric: Metric, compared: Difference) -> str:
+def short_verdict(metric: Metric, compared: Difference, correction: Optional[Correction] = None) -> str:
     """
     Overview:
         The same for a cell of a table.
     Arguments:
         - metric (:obj:`Metric`): The number.
         - compared (:obj:`Difference`): The difference to the baseline.
+        - correction (:obj:`Optional[Correction]`): For the comparisons that it is one of; None: it is the only one.
     """
     verdict = compared.verdict
+    correction = correction or Correction(0.0 if compared.p_value is None else compared.p_value, 1)
     if verdict == 'nothing':
         return 'no common seed'
     if verdict == 'equal':
         return 'equal'
     if verdict == 'few':
         return 'cannot tell: too few seeds'
-    if verdict == 'unclear':
-        needed = f'more than {MOST_SEEDS}' if compared.seeds_needed is None else f'about {compared.seeds_needed}'
-        return f'cannot tell; needs {needed} seeds'
+    if verdict == 'unclear' or not _survives(correction):
+        needed = compared.seeds_needed(max(1, correction.count))
+        return f"cannot tell; needs {f'more than {MOST_SEEDS}' if needed is None else f'about {needed}'} seeds"
     return 'better' if verdict == metric.better else 'worse'
 
 
@@ -191,6 +210,36 @@ def relative_text(metric: Metric, compared: Difference) -> str:
         return ''
     percent = f'{100 * compared.relative:+,.1f} %'.replace('-', MINUS)
     return percent if any(digit in percent for digit in '123456789') else '0 %'
+
+
+def unequal_lengths(run: RunRecord) -> Optional[str]:
+    """
+    Overview:
+        That arms have collected different numbers of environment steps, which they do by whole episodes.
+    Arguments:
+        - run (:obj:`RunRecord`): The run.
+    Returns:
+        - sentence (:obj:`Optional[str]`): None where the means differ by no more than ``MOST_UNEQUAL``.
+    """
+    metric = METRIC['env_steps']
+    means = {arm: summarize(values.values()).mean for arm, values in run.values(metric.key).items() if values}
+    if not means:
+        return None
+    least, most = min(means, key=means.get), max(means, key=means.get)
+    if means[most] <= MOST_UNEQUAL * means[least]:
+        return None
+    return (
+        f'the trials of {most} collected {metric.text(round(means[most]))} environment steps on average, those of '
+        f'{least} {metric.text(round(means[least]))}. Totals such as evictions are given per 1,000 steps.'
+    )
+
+
+def _survives(correction: Correction) -> bool:
+    return correction.p_value <= 1 - CONFIDENCE
+
+
+def _p_text(correction: Correction) -> str:
+    return 'p < 0.001' if correction.p_value < 0.001 else f'p = {correction.p_value:.2g}'
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -5,10 +5,11 @@ Agarwal et al. (2021, "Deep Reinforcement Learning at the Edge of the Statistica
 https://arxiv.org/abs/2108.13264) recommend draws its strength from many tasks; over three runs of one task it can only
 draw the same three numbers again, and its 95 % intervals come out far too narrow. The number of seeds that would be
 needed is a power analysis as in Colas et al. (2018, "How Many Random Seeds?", https://arxiv.org/abs/1806.08295).
+What several comparisons do to all that is in ``comparisons``.
 """
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Optional
 
 import numpy as np
@@ -47,15 +48,27 @@ class Difference:
         - mean (:obj:`Optional[float]`): Mean of the differences; None without such seeds.
         - low, high (:obj:`Optional[float]`): Ends of the 95 % interval of the mean; None with fewer than two seeds.
         - relative (:obj:`Optional[float]`): ``mean`` by the size of the other arm's mean; None where that is 0.
-        - seeds_needed (:obj:`Optional[int]`): Seeds with which a difference of this size and spread would be told
-            from 0 in four of five runs; None where that cannot be estimated or is above ``MOST_SEEDS``.
+        - deviation (:obj:`Optional[float]`): Their sample standard deviation; None with fewer than two seeds.
+        - p_value (:obj:`Optional[float]`): Of Student's paired test, two-sided; None with fewer than two seeds.
     """
     count: int
     mean: Optional[float] = None
     low: Optional[float] = None
     high: Optional[float] = None
     relative: Optional[float] = None
-    seeds_needed: Optional[int] = None
+    deviation: Optional[float] = None
+    p_value: Optional[float] = None
+
+    def seeds_needed(self, comparisons: int = 1) -> Optional[int]:
+        """
+        Overview:
+            Seeds with which a difference of this size and spread would be told from 0 in four of five runs.
+        Arguments:
+            - comparisons (:obj:`int`): How many there are, this one included.
+        Returns:
+            - seeds (:obj:`Optional[int]`): None where that cannot be estimated or is above ``MOST_SEEDS``.
+        """
+        return None if self.deviation is None else seeds_needed(self.mean, self.deviation, comparisons)
 
     @property
     def verdict(self) -> str:
@@ -110,11 +123,16 @@ def difference(values: Mapping[int, float], reference: Mapping[int, float]) -> D
     if len(seeds) == 1:
         return Difference(1, mean, relative=relative)
     deviation = float(differences.std(ddof=1))
-    half = student_t_quantile((1 + CONFIDENCE) / 2, len(seeds) - 1) * deviation / len(seeds) ** 0.5
-    return Difference(len(seeds), mean, mean - half, mean + half, relative, seeds_needed(mean, deviation))
+    error = deviation / len(seeds) ** 0.5
+    half = student_t_quantile((1 + CONFIDENCE) / 2, len(seeds) - 1) * error
+    if error:
+        p_value = student_t_p_value(mean / error, len(seeds) - 1)
+    else:
+        p_value = 0.0 if mean else 1.0
+    return Difference(len(seeds), mean, mean - half, mean + half, relative, deviation, p_value)
 
 
-def seeds_needed(mean: float, deviation: float) -> Optional[int]:
+def seeds_needed(mean: float, deviation: float, comparisons: int = 1) -> Optional[int]:
     """
     Overview:
         The fewest seeds with which a paired comparison finds a difference with probability ``POWER``: the power
@@ -122,12 +140,14 @@ def seeds_needed(mean: float, deviation: float) -> Optional[int]:
     Arguments:
         - mean (:obj:`float`): The true difference, taken to be the one that was seen.
         - deviation (:obj:`float`): The standard deviation of the differences, likewise.
+        - comparisons (:obj:`int`): How many there are, this one included: each must be the surer (Bonferroni's bound).
     Returns:
         - seeds (:obj:`Optional[int]`): At least 2; None if there is no difference, or more than ``MOST_SEEDS`` are
             needed.
     """
     def enough(seeds: int) -> bool:
-        quantiles = student_t_quantile((1 + CONFIDENCE) / 2, seeds - 1) + student_t_quantile(POWER, seeds - 1)
+        sure = 1 - (1 - CONFIDENCE) / 2 / comparisons
+        quantiles = student_t_quantile(sure, seeds - 1) + student_t_quantile(POWER, seeds - 1)
         return quantiles * deviation <= abs(mean) * seeds ** 0.5
 
     if mean == 0 or not enough(MOST_SEEDS):
@@ -143,15 +163,39 @@ def seeds_needed(mean: float, deviation: float) -> Optional[int]:
 def student_t_quantile(probability: float, degrees: int) -> float:
     """
     Overview:
-        Quantile of Student's t distribution. With ``t = sqrt(degrees) * tan(angle)`` its density is that of
-        ``cos(angle) ** (degrees - 1)``, which is integrated numerically.
+        Quantile of Student's t distribution.
     Arguments:
         - probability (:obj:`float`): Between 0.5 and 1.
         - degrees (:obj:`int`): Degrees of freedom, at least 1.
     Returns:
         - quantile (:obj:`float`): To at least five digits, up to 1000 degrees.
     """
+    angles, tails = _tails(degrees)
+    return float(np.sqrt(degrees) * np.tan(np.interp(-2 * (1 - probability), -tails, angles)))
+
+
+def student_t_p_value(statistic: float, degrees: int) -> float:
+    """
+    Overview:
+        The probability of a value that is at least as far from 0, by Student's t distribution.
+    Arguments:
+        - statistic (:obj:`float`): The value.
+        - degrees (:obj:`int`): Degrees of freedom, at least 1.
+    Returns:
+        - p_value (:obj:`float`): From 0 to 1.
+    """
+    angles, tails = _tails(degrees)
+    return float(np.interp(np.arctan(abs(statistic) / np.sqrt(degrees)), angles, tails))
+
+
+@lru_cache(maxsize=16)
+def _tails(degrees: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Angles from 0 to 90 degrees, and the share of the distribution beyond each on both sides. With
+    ``t = sqrt(degrees) * tan(angle)`` its density is that of ``cos(angle) ** (degrees - 1)``.
+    """
     angles = np.linspace(0, np.pi / 2, 100_001)
     density = np.cos(angles) ** (degrees - 1)
-    area = np.concatenate(([0.0], np.cumsum(density[1:] + density[:-1])))
-    return float(np.sqrt(degrees) * np.tan(np.interp(2 * probability - 1, area / area[-1], angles)))
+    # Summed from the far end, where the small ones are.
+    tails = np.concatenate((np.cumsum((density[1:] + density[:-1])[::-1])[::-1], [0.0]))
+    return angles, tails / tails[0]
