@@ -8,6 +8,8 @@ from typing import Callable, Optional
 import click
 from easydict import EasyDict
 
+from lzero_kvcache.config import MODES, ROPE_POSITIONS, KVCacheConfig
+
 # The folder of each scale's configs.
 SCALES = dict(laptop='configs', research='configs.research')
 RESEARCH_MAX_ENV_STEP = 500_000
@@ -47,10 +49,11 @@ def run_options(config: str, max_env_step: Optional[int] = None) -> Callable:
             click.option('--scale', default='laptop', show_default=True, type=click.Choice(list(SCALES)),
                          help='Size of model, batches and searches. research: as in the zoo, for a GPU.'),
             click.option('--strategy', default='lru', show_default=True, help='Eviction strategy of all pools.'),
-            click.option('--recur-pool-size', type=int, help="Entries of the search nodes' pool."),
-            click.option('--mode', default='managed', show_default=True, help='managed, legacy or validate.'),
-            click.option('--rope-positions',
-                         help="Rotary positions of a search, release or aligned.  [default: the config's]"),
+            click.option('--recur-pool-size', type=click.IntRange(1), help="Entries of the search nodes' pool."),
+            click.option('--mode', default='managed', show_default=True, type=click.Choice(MODES),
+                         help='This cache, the stock code, or both compared.'),
+            click.option('--rope-positions', type=click.Choice(ROPE_POSITIONS),
+                         help="Rotary positions of a search.  [default: the config's]"),
             click.option('--seed', default=0, show_default=True, help='Random seed.'),
             click.option('--exp-name', help="Folder of the run.  [default: the config's, and the time]"),
         ]
@@ -71,6 +74,8 @@ def apply_options(
     Arguments:
         - main_config (:obj:`EasyDict`): The config, changed in place.
         - strategy, recur_pool_size, mode, rope_positions, exp_name: The options.
+    Raises:
+        - click.ClickException: If there is no such strategy.
     """
     kv_cache = main_config.policy.model.world_model_cfg.kv_cache
     kv_cache.update(strategy=strategy, mode=mode)
@@ -78,5 +83,9 @@ def apply_options(
         kv_cache.rope_positions = rope_positions
     if recur_pool_size is not None:
         kv_cache.recur_pool = dict(size=recur_pool_size)
+    try:
+        KVCacheConfig.from_dict(kv_cache)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     # DI-engine puts './' before it, which would make an absolute path a relative one.
     main_config.exp_name = relpath(exp_name or f'{main_config.exp_name}_{datetime.now():%y%m%d_%H%M%S}')
