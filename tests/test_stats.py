@@ -1,6 +1,12 @@
-import pytest
+from types import SimpleNamespace
 
-from lzero_kvcache import CacheStats
+import pytest
+import wandb
+from torch.utils.tensorboard import SummaryWriter
+
+from lzero_kvcache import CacheStats, KVCacheManager
+from lzero_kvcache.plugin.statistics import StatisticsReporter
+from lzero_kvcache.world_model.histories import RebuildStats, RootStats
 
 
 def test_counts_from_zero():
@@ -40,3 +46,18 @@ def test_sum_and_difference():
 
 def test_text():
     assert str(CacheStats(3, 1, 2, 4)) == 'CacheStats(hits=3, misses=1, evictions=2, total_queries=4, hit_rate=75.00%)'
+
+
+def test_a_missing_run_at_weights_and_biases_is_said_once(tmp_path, caplog):
+    assert wandb.run is None
+    inference = SimpleNamespace(
+        manager=KVCacheManager(dict(num_simulations=3), env_num=2), root_stats=RootStats(), rebuild_stats=RebuildStats()
+    )
+    for use_wandb in (False, True):
+        reporter = StatisticsReporter(inference, log_interval=1, use_wandb=use_wandb)
+        reporter.tb_logger = SummaryWriter(str(tmp_path))
+        for _ in range(3):
+            reporter.count_search('collect', 2)
+        reporter.tb_logger.close()
+        said = [record for record in caplog.records if 'no run at Weights & Biases' in record.message]
+        assert len(said) == use_wandb

@@ -90,7 +90,8 @@ def rendering() -> list[Finding]:
     else:
         working = (library for library in GRAPHICS_LIBRARIES if library != chosen and _run(RENDER, library)[0])
         library = next(working, None)
-        mend = f'export MUJOCO_GL={library}' if library else ' && '.join(filter(None, ('apt-get install libegl1', unset)))
+        installing = ' && '.join(filter(None, ('apt-get install libegl1', unset)))
+        mend = f'export MUJOCO_GL={library}' if library else installing
     return [Finding('rendering', WARNING, f'{last_line}, {setting}', mend)]
 
 

@@ -38,6 +38,7 @@ class StatisticsReporter:
         self.tb_logger: Any = None
         self.env_steps = 0
         self._use_wandb = use_wandb
+        self._has_missed_wandb_run = False
         self._inference = inference
         self._manager = inference.manager
         self._log_interval = log_interval
@@ -102,7 +103,16 @@ class StatisticsReporter:
             self.tb_logger.add_scalar(tag, number, self.env_steps)
         # The stock entries leave the writer open, and a process that ends loses what it has not written.
         self.tb_logger.flush()
-        if self._use_wandb and wandb.run is not None:
+        if not self._use_wandb:
+            return
+        if wandb.run is None:
+            if not self._has_missed_wandb_run:
+                logger.warning(
+                    'policy.use_wandb is True, but there is no run at Weights & Biases (wandb.init() begins one): '
+                    'kv_cache/... goes to TensorBoard alone'
+                )
+            self._has_missed_wandb_run = True
+        else:
             # LightZero's steps there are environment steps, too, and what goes to an earlier step is dropped.
             wandb.log(scalars, step=max(self.env_steps, wandb.run.step))
 
