@@ -82,9 +82,9 @@ def read_csv(path: Path) -> list:
 class InstantBackend(Backend):
     """Ends each trial at once, with an outcome of the real kind, and remembers which it was asked for."""
 
-    def __init__(self, failing=(), interrupted=()):
+    def __init__(self, failing=(), interrupted=(), steps=40):
         self.asked = []
-        self.failing, self.interrupted = failing, interrupted
+        self.failing, self.interrupted, self.steps = failing, interrupted, steps
 
     def describe(self):
         return 'at once'
@@ -97,7 +97,7 @@ class InstantBackend(Backend):
             if spec.name in self.interrupted:
                 raise KeyboardInterrupt
             if spec.name not in self.failing:
-                series = [dict(env_step=40, seconds=2., search_seconds=1., searches=20, rss_mb=100.)]
+                series = [dict(env_step=self.steps, seconds=2., search_seconds=1., searches=20, rss_mb=100.)]
                 write_outcome(spec, folder.trial_folder(spec), seconds=2.,
                               result=result_row(spec, series, [Evaluation(40, 9., 10., 8.)]))
             yield Event(spec, ended=True, error='it was made to' if spec.name in self.failing else None)
@@ -368,6 +368,17 @@ def test_a_folder_is_one_configs_and_one_runs(write_config, run_ab, tmp_path):
         run_ab(config, InstantBackend())
     with RunFolder(tmp_path / 'out').locked(), pytest.raises(ValueError, match='another A/B run'):
         run_ab(config, InstantBackend())
+
+
+@pytest.mark.parametrize('steps, said', [(42, False), (50, True)])
+def test_totals_of_different_lengths_are_not_compared_in_silence(write_config, tmp_path, console, steps, said):
+    config, folder = load_ab_config(write_config(TWO_ARMS)), RunFolder(tmp_path / 'out')
+    with folder.locked():
+        ABRun(config, folder, ['lru'], None, console).run(InstantBackend())
+        ab_run = ABRun(config, folder, ['release'], None, console)
+        ab_run.run(InstantBackend(steps=steps))
+        ab_run.show_means()
+    assert (f'The trials collected 40 to {steps} environment steps' in console.file.getvalue()) == said
 
 
 # What a run comes to.
