@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import trial_processes
 
 from lzero_kvcache.ab import spec as spec_module
 from lzero_kvcache.ab.backend import Backend, Event
@@ -150,7 +151,8 @@ ARMS = "arms = dict(fifo=dict(kv_cache=dict(strategy='fifo')), {})\nseeds = [0]\
      ["arms['lru'].kv_cache.strategy.score", "'search_depth'"]),
     (ARMS.format('more=dict(policy=dict(num_simulation=3))'),
      ["arms['more'].policy.num_simulation is 3", "'num_simulations'?"]),
-    (ARMS.format('none=dict(policy=dict(num_simulations=0))'), ["arms['none'].policy.num_simulations is 0", 'at least 1']),
+    (ARMS.format('none=dict(policy=dict(num_simulations=0))'),
+     ["arms['none'].policy.num_simulations is 0", 'at least 1']),
     (ARMS.format('heads=dict(policy=dict(model=dict(world_model_cfg=dict(num_heads=5))))'),
      ["arms['heads']", 'cannot be built', 'divisible']),
     (ARMS.format("muzero=dict(create_config=dict(policy=dict(type='muzero')))"),
@@ -428,7 +430,7 @@ def real_run(tmp_path_factory):
     """Two arms that run and one that fails, interrupted once: the output of both calls, and the folder."""
     folder = tmp_path_factory.mktemp('ab')
     path = folder / 'ab_small.py'
-    broken = "broken=dict(policy=dict(learning_rate='fast')),\n    release="
+    broken = "broken=dict(policy=dict(grad_clip_value='many')),\n    release="
     path.write_text(TWO_ARMS.replace('= 40', '= 100').replace('release=', broken))
     arguments = path, '--jobs', 2, '--out', folder / 'out'
     command = [sys.executable, '-c', 'from lzero_kvcache.cli import main; main()', 'ab', *map(str, arguments)]
@@ -436,15 +438,17 @@ def real_run(tmp_path_factory):
     started = folder / 'out' / 'trials' / 'release_seed0' / 'output.log'
     while first.poll() is None and not started.exists():
         time.sleep(0.1)
-    first.send_signal(signal.SIGINT)
+    # As a batch queue does; by Ctrl-C test_cli_run.py interrupts.
+    first.send_signal(signal.SIGTERM)
     interrupted, _ = first.communicate()
+    assert trial_processes(folder) == {}
     return folder / 'out', first.returncode, interrupted, call_ab(*arguments)
 
 
 @pytest.mark.slow
 def test_an_interrupted_run_says_how_it_goes_on(real_run):
     _, status, interrupted, resumed = real_run
-    assert status == 130, interrupted
+    assert status == 143, interrupted
     assert 'KeyboardInterrupt' not in interrupted
     assert 'the same command goes on from there' in interrupted.splitlines()[-1]
     assert 'interrupted before, run from the start' in resumed.output

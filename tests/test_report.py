@@ -504,6 +504,15 @@ def test_any_name_is_only_text_in_a_plot(name):
     assert not [attribute for _, attribute, _ in page.attributes if attribute.startswith('on')]
 
 
+def test_memory_of_a_gpu_is_shown_where_there_is_one(tmp_path):
+    write_run(tmp_path)
+    write_trial(tmp_path, 'lru', 0)
+    assert 'Peak GPU memory' not in page_of(tmp_path).text
+    write_trial(tmp_path, 'fifo', 0, peak_gpu_memory_mb=61.5)
+    page = page_of(tmp_path)
+    assert 'Peak GPU memory' in page.text and '61.5' in page.text
+
+
 def test_failed_and_missing_trials_are_left_out_and_named(tmp_path):
     write_run(tmp_path)
     for seed in range(3):
@@ -517,7 +526,7 @@ def test_failed_and_missing_trials_are_left_out_and_named(tmp_path):
     assert page.values('href').count('trials/lru_seed0/output.log') == 2
     assert '1 of 3' in page.text
     assert page.text.count('cannot tell: too few seeds') == len(
-        [metric for metric in METRICS if metric.compared and metric.key != 'return_best']
+        [metric for metric in METRICS if metric.compared and metric.key not in ('return_best', 'peak_gpu_memory_mb')]
     )
 
 

@@ -368,7 +368,8 @@ def test_a_wrong_run_leaves_no_trace(arguments, message, tmp_path, monkeypatch):
 def test_a_run_that_fails_says_what_is_there(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(
-        main, ['trace', CARTPOLE, '--out', 'x.trace', '--exp-name', 'run', *SMALL, '--set', 'policy.grad_clip_value=many']
+        main, ['trace', CARTPOLE, '--out', 'x.trace', '--exp-name', 'run', *SMALL,
+               '--set', 'policy.grad_clip_value=many']
     )
     assert result.exit_code == 1 and 'the run has failed' in result.output
     assert re.search(r'Trace: x\.trace, \d+ searches, [\d.]+ KiB', result.output)

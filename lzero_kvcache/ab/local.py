@@ -1,4 +1,3 @@
-import os
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -7,6 +6,7 @@ from typing import Optional
 from ..files import DiskFullError
 from .backend import SECONDS_BETWEEN_LOOKS, Backend, Event
 from .folder import RunFolder, prepare
+from .machine_limits import least_used
 from .process import TrialProcess
 from .spec import TrialSpec
 
@@ -18,11 +18,13 @@ class LocalBackend(Backend):
     Arguments:
         - jobs (:obj:`int`): Trials at a time.
         - threads (:obj:`int`): Threads of each.
+        - gpus (:obj:`Sequence[str]`): The GPUs, of which each trial sees one, as ``CUDA_VISIBLE_DEVICES`` names them.
     """
 
-    def __init__(self, jobs: int, threads: int) -> None:
+    def __init__(self, jobs: int, threads: int, gpus: Sequence[str] = ()) -> None:
         self._jobs = jobs
         self._threads = threads
+        self._gpus = gpus
 
     def describe(self) -> str:
         """
@@ -30,7 +32,8 @@ class LocalBackend(Backend):
             As ``Backend``.
         """
         at_a_time = 'one at a time' if self._jobs == 1 else f'{self._jobs} at a time'
-        return f"{at_a_time}, {self._threads} thread{'s' if self._threads > 1 else ''} each"
+        gpus = f", GPUs {', '.join(self._gpus)} in turn" if len(self._gpus) > 1 else ''
+        return f"{at_a_time}, {self._threads} thread{'s' if self._threads > 1 else ''} each{gpus}"
 
     def run(self, specs: Sequence[TrialSpec], folder: RunFolder) -> Iterator[Optional[Event]]:
         """
@@ -43,7 +46,9 @@ class LocalBackend(Backend):
             while waiting or running:
                 while waiting and len(running) < self._jobs:
                     spec = waiting.popleft()
-                    running.append((spec, _start(spec, folder, self._threads)))
+                    gpu = least_used(self._gpus, [process.gpu for _, process in running])
+                    path = prepare(folder.trial_folder(spec), spec.to_bytes())
+                    running.append((spec, TrialProcess(path, self._threads, gpu)))
                     yield Event(spec)
                 time.sleep(SECONDS_BETWEEN_LOOKS)
                 yield None
@@ -56,15 +61,3 @@ class LocalBackend(Backend):
         finally:
             for _, process in running:
                 process.stop()
-
-
-def _start(spec: TrialSpec, folder: RunFolder, threads: int) -> TrialProcess:
-    return TrialProcess(prepare(folder.trial_folder(spec), spec.to_bytes()), threads)
-
-
-def cores() -> int:
-    """
-    Overview:
-        The processor cores that this process may use.
-    """
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1

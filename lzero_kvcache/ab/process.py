@@ -18,15 +18,18 @@ class TrialProcess:
     Arguments:
         - spec_path (:obj:`Path`): The spec's file.
         - threads (:obj:`int`): Threads that its numerical libraries may use.
+        - gpu (:obj:`Optional[str]`): The GPU that it sees; None: those that this process sees.
     """
 
-    def __init__(self, spec_path: Path, threads: int) -> None:
+    def __init__(self, spec_path: Path, threads: int, gpu: Optional[str] = None) -> None:
         self.folder = spec_path.parent
+        self.gpu = gpu
+        gpus = {} if gpu is None else dict(CUDA_VISIBLE_DEVICES=gpu)
         with open(self.folder / 'output.log', 'wb') as log:
             self._process = subprocess.Popen(
                 [sys.executable, '-m', 'lzero_kvcache.ab.trial', '--end-with-stdin', str(spec_path)],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
-                env=dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED='1'),
+                env=dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED='1', **gpus),
                 # A group of its own: Ctrl-C is for the parent, which then ends the trial with all its processes.
                 start_new_session=True,
             )

@@ -15,7 +15,7 @@ POOLS = ('init_pools', 'recur_pool', 'wm_pool')
 COLUMNS = (
     'arm', 'seed', 'status', 'return_last', 'return_best', 'env_steps', 'seconds', 'env_steps_per_second', 'search_ms',
     *(f'hit_rate_{kind}' for kind in POOLS), 'evictions', 'rebuilds', 'rebuilt_tokens', 'peak_cache_mb',
-    'peak_memory_mb', 'log',
+    'peak_memory_mb', 'peak_gpu_memory_mb', 'log',
 )
 MIB = 2 ** 20
 # Trials end with whole episodes; where steps differ by more than this, totals do so, too.
@@ -45,6 +45,7 @@ def result_row(spec: TrialSpec, series: Sequence[Mapping[str, Any]], evaluations
     last = series[-1]
     row: dict[str, Any] = dict(
         _row(spec, 'done'), env_steps=last['env_step'], seconds=last['seconds'], peak_memory_mb=last['rss_mb'],
+        peak_gpu_memory_mb=last.get('peak_gpu_memory_mb'),
         return_last=return_last(evaluations, last['env_step']),
         return_best=max((evaluation.return_mean for evaluation in evaluations), default=None),
         env_steps_per_second=_ratio(last['env_step'], last['seconds']),

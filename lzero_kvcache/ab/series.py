@@ -8,6 +8,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any, Callable, Optional
 
+import torch
+
 from ..files import disk_full_named
 from ..plugin.policies import KVCachePolicyMixin
 from ..plugin.statistics import step_listeners
@@ -16,7 +18,7 @@ POOLS = ('init_pools', 'recur_pool', 'wm_pool')
 COLUMNS = (
     'env_step', 'seconds', 'learner_step', 'search_seconds', 'searches',
     *(f'{kind}_{what}' for kind in POOLS for what in ('hits', 'misses', 'evictions', 'entries', 'bytes')),
-    'rebuilds', 'rebuilt_tokens', 'restored', 'rss_mb',
+    'rebuilds', 'rebuilt_tokens', 'restored', 'rss_mb', 'peak_gpu_memory_mb',
 )
 ROWS = 100
 MIB = 2 ** 20
@@ -80,7 +82,7 @@ class SeriesRecorder:
     def _write_row(self) -> None:
         seconds = 0. if self._began is None else perf_counter() - self._began
         row = dict(self._counts, seconds=round(seconds, 3), search_seconds=round(self._counts['search_seconds'], 4),
-                   rss_mb=round(peak_memory_mb(), 1))
+                   rss_mb=round(peak_memory_mb(), 1), peak_gpu_memory_mb=peak_gpu_memory_mb())
         if self._inference is not None:
             row.update(_cache_counts(self._inference))
         self.rows.append(row)
@@ -131,3 +133,12 @@ def peak_memory_mb() -> float:
     """
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / MIB if sys.platform == 'darwin' else peak * 1024 / MIB
+
+
+def peak_gpu_memory_mb() -> Optional[float]:
+    """
+    Overview:
+        The most memory, in MiB, that PyTorch's tensors have held so far on the GPU that this process uses; None where
+        it uses none. What CUDA itself takes comes on top.
+    """
+    return round(torch.cuda.max_memory_allocated() / MIB, 1) if torch.cuda.is_initialized() else None

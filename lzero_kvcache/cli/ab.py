@@ -41,7 +41,8 @@ class CommaSeparated(click.ParamType):
 @click.option('--seeds', type=CommaSeparated(int), metavar='0,1,2', help="Random seeds.  [default: the config's]")
 @click.option('--max-env-step', type=click.IntRange(1),
               help="Environment steps of each trial.  [default: the config's]")
-@click.option('--jobs', type=click.IntRange(1), help='Trials at a time on this machine.  [default: one per core]')
+@click.option('--jobs', type=click.IntRange(1),
+              help='Trials at a time on this machine.  [default: one per core, if 1.5 GiB of memory are free for each]')
 @click.option('--threads', type=click.IntRange(1),
               help='Threads of each trial.  [default: cores / jobs; 1 on a cluster]')
 @click.option('--backend', default='local', show_default=True, type=click.Choice(BACKENDS),
@@ -61,8 +62,9 @@ def ab(
     Compare the arms of an A/B config, each with the same seeds.
 
     CONFIG is a config file with 'arms' and 'seeds', such as configs/ab_cartpole_strategies.py. Each arm and seed is a
-    trial, a training run in a process and a folder of its own. The same command again goes on after an interruption:
-    trials that are done are not repeated. Where some are done with other settings, it refuses to go on.
+    trial, a training run in a process and a folder of its own; several GPUs (those of CUDA_VISIBLE_DEVICES, if it is
+    set) take turns. The same command again goes on after an interruption: trials that are done are not repeated. Where
+    some are done with other settings, it refuses to go on.
     """
     if backend != 'ray' and (address or gpus_per_trial):
         raise click.UsageError('--address and --gpus-per-trial are for --backend ray')
@@ -135,13 +137,20 @@ def _backend(
 ) -> Any:
     import os
 
-    from ..ab.local import LocalBackend, cores
+    from ..ab.local import LocalBackend
+    from ..ab.machine_limits import cores, trials_that_fit, visible_gpus
 
-    jobs = jobs or min(cores(), len(specs))
+    wanted = jobs or min(cores(), len(specs))
     if threads is None:
-        threads = 1 if address else max(1, min(cores() // jobs, int(os.environ.get('OMP_NUM_THREADS') or cores())))
+        # Whatever memory is free: trials with different numbers of threads cannot be compared.
+        threads = 1 if address else max(1, min(cores() // wanted, int(os.environ.get('OMP_NUM_THREADS') or cores())))
+    if jobs is None:
+        jobs = min(wanted, trials_that_fit() or wanted)
+        if jobs < wanted and not address:
+            click.echo(f'No more memory is free than for {jobs} of {wanted} trials at a time, at 1.5 GiB each: '
+                       f'--jobs {wanted} runs them all the same.')
     if name == 'local':
-        return LocalBackend(jobs, threads)
+        return LocalBackend(jobs, threads, visible_gpus())
     try:
         from ..ab.ray_backend import RayBackend
     except ModuleNotFoundError as error:

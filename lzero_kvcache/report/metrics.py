@@ -142,5 +142,7 @@ METRICS = (
            'lower', True),
     Metric('peak_memory_mb', 'Peak process memory', 'Most resident memory of the trial\u2019s process: replay buffer, '
            'model, libraries and all.', 'MiB', 'lower', True),
+    Metric('peak_gpu_memory_mb', 'Peak GPU memory', 'Most memory that PyTorch\u2019s tensors held on the GPU. What '
+           'CUDA itself takes comes on top.', 'MiB', 'lower', True),
 )
 METRIC = {metric.key: metric for metric in METRICS}
