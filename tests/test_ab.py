@@ -430,7 +430,7 @@ def real_run(tmp_path_factory):
     """Two arms that run and one that fails, interrupted once: the output of both calls, and the folder."""
     folder = tmp_path_factory.mktemp('ab')
     path = folder / 'ab_small.py'
-    broken = "broken=dict(policy=dict(grad_clip_value='many')),\n    release="
+    broken = "broken=dict(policy=dict(learning_rate='fast')),\n    release="
     path.write_text(TWO_ARMS.replace('= 40', '= 100').replace('release=', broken))
     arguments = path, '--jobs', 2, '--out', folder / 'out'
     command = [sys.executable, '-c', 'from lzero_kvcache.cli import main; main()', 'ab', *map(str, arguments)]
