@@ -554,9 +554,11 @@ def test_ray_runs_trials_and_brings_them_home(write_config, tmp_path, console, m
         monkeypatch.setattr(ray_backend, 'marker_in', lambda folder: NeverThere(tmp_path / 'marker'))
     folder = RunFolder(tmp_path / 'out')
     config = load_ab_config(write_config(TWO_ARMS))
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     with folder.locked():
         failed = ABRun(config, folder, ['lru'], None, console).run(ray_backend.RayBackend(None, 1, 1, 0.))
     assert failed == []
+    assert signal.getsignal(signal.SIGTERM) == on_sigterm
     row, = read_csv(folder.results_path)
     assert row['status'] == 'done' and int(row['env_steps']) >= 40
     trial = folder.path / 'trials' / 'lru_seed0'

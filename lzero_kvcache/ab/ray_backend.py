@@ -1,8 +1,11 @@
 import os
 import shutil
+import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import mkdtemp
@@ -96,7 +99,8 @@ class RayBackend(Backend):
             if self._address:
                 _check_answers(self._address)
             # 'local': a cluster of its own, even where another one runs on this machine.
-            ray.init(address=self._address or 'local', log_to_driver=False, logging_level='ERROR', **size)
+            with _sigterm_kept():
+                ray.init(address=self._address or 'local', log_to_driver=False, logging_level='ERROR', **size)
         except (OSError, RuntimeError, ValueError) as error:
             if not self._address:
                 raise ValueError(f'Ray cannot be started: {error}') from error
@@ -140,6 +144,17 @@ def marker_in(folder: RunFolder) -> Path:
         - folder (:obj:`RunFolder`): The run's.
     """
     return folder.path.resolve() / f'.marker-{uuid4().hex}'
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself, and would abort the process."""
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if former is not None and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, former)
 
 
 def _check_answers(address: str) -> None:
