@@ -230,3 +230,12 @@ def test_the_policys_discount_reaches_the_tree():
     model.world_model.configure_kv_cache(discount_factor=0.9)
     watch_search(model, 1)
     assert model.world_model.kv_cache_inference._follower._tree._discount_factor == 0.9
+
+
+@pytest.mark.filterwarnings('error')
+def test_a_diverged_model_does_not_disturb_the_tree():
+    tree = SearchTree(1, lambda: np.full((1, 3), 1 / 3))
+    for number in (1.0, np.nan, np.inf, -np.inf):
+        expansion = Expansion(np.array([-1]), np.array([number]), np.array([number]), np.full((1, 3), number))
+        tree.expand([tree.num_nodes - 1], lambda expansion=expansion: expansion)
+        assert not np.isnan(tree.waits()).any()

@@ -1,5 +1,5 @@
 """What a search is about to do, read from what it has done: MuZero's selection rule on a copy of its statistics."""
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Callable, NamedTuple, Optional
 
 import numpy as np
@@ -97,11 +97,8 @@ class SearchTree:
         period[below] = np.maximum(1, self._visits[of_parent] / self._visits[below])
         # The rule alone would take every dip of a value, and the roots' noise, for lasting.
         of_choice[below] = np.minimum(of_choice[below], np.sqrt(of_choice[below] * period[below]))
-        until_visited, between_visits = np.zeros(count), np.ones(count)
-        for nodes in self._levels():
-            above = self._parents[nodes]
-            until_visited[nodes] = until_visited[above] + of_choice[nodes] * between_visits[above]
-            between_visits[nodes] = between_visits[above] * period[nodes]
+        between_visits = self._along_paths(np.multiply, period)
+        until_visited = self._along_paths(np.add, of_choice[:count] * between_visits[self._parents[:count]])
         is_exhausted = np.isneginf(self._best_untried[:count])
         return np.where(is_exhausted, np.inf, until_visited + of_choice[count:] * between_visits)
 
@@ -125,18 +122,34 @@ class SearchTree:
             )
         return self._choices
 
-    def _levels(self) -> list[np.ndarray]:
-        return [np.array(nodes) for nodes in self._nodes_by_depth[1:]]
+    def _ancestors(self) -> Iterator[np.ndarray]:
+        """The ancestor of every node at twice the former distance each time, until it is a root everywhere."""
+        ancestors = self._parents[:self._entered]
+        for _ in range(self._deepest.bit_length()):
+            yield ancestors
+            ancestors = ancestors[ancestors]
+
+    def _along_paths(self, combine: np.ufunc, numbers: np.ndarray) -> np.ndarray:
+        """Each node's number combined with those of its ancestors; a root's must be neutral."""
+        for ancestors in self._ancestors():
+            numbers = combine(numbers, numbers[ancestors])
+        return numbers
 
     def _expected_q(self, q_values: np.ndarray) -> np.ndarray:
         """What the search takes the value of an untried action for: the mean of the tried ones and of the parent's."""
-        below = slice(self._num_roots, len(q_values))
-        sums = np.bincount(self._parents[below], q_values[below], minlength=len(q_values))
-        tried = np.bincount(self._parents[below], minlength=len(q_values))
-        expected = sums / np.maximum(tried, 1)
-        for nodes in self._levels():
-            expected[nodes] = (expected[self._parents[nodes]] + sums[nodes]) / (tried[nodes] + 1)
-        return expected
+        count = len(q_values)
+        below = slice(self._num_roots, count)
+        sums = np.bincount(self._parents[below], q_values[below], minlength=count)
+        tried = np.bincount(self._parents[below], minlength=count)
+        # Which depends on its parent's in turn: expected = factor * expected of the parent + summand.
+        factors = 1 / (tried + 1)
+        summands = sums * factors
+        factors[:self._num_roots] = 0
+        summands[:self._num_roots] = sums[:self._num_roots] / np.maximum(tried[:self._num_roots], 1)
+        for ancestors in self._ancestors():
+            summands = summands + factors * summands[ancestors]
+            factors = factors * factors[ancestors]
+        return summands
 
     def _scaled(self, values: np.ndarray) -> np.ndarray:
         """Values as the selection rule sees them, between 0 and 1."""
@@ -161,7 +174,7 @@ class SearchTree:
         self._untried_priors[:] = priors
         self._best_untried[:] = priors.max(1)
         self._lowest, self._highest = np.full(count, np.inf), np.full(count, -np.inf)
-        self._nodes_by_depth = [list(range(count))]
+        self._deepest = 0
         self._children: dict[int, list[int]] = {}
         # Pairs of siblings.
         self._waiting, self._rivals = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int64)
@@ -187,26 +200,22 @@ class SearchTree:
         self._parents[new] = parents
         self._trees[new] = self._trees[parents]
         self._depths[new] = self._depths[parents] + 1
+        self._deepest = max(self._deepest, int(self._depths[new].max()))
         self._prior[new] = np.maximum(untried[np.arange(count), actions], 0)
-        # A model that has diverged must not make the search's copy useless.
-        self._rewards[new] = np.nan_to_num(expansion.rewards)
+        self._rewards[new] = _finite(expansion.rewards)
         self._untried_priors[parents, actions] = -np.inf
-        self._untried_priors[new] = np.nan_to_num(expansion.priors)
+        self._untried_priors[new] = _finite(expansion.priors)
         changed = np.concatenate([parents, new])
         self._best_untried[changed] = self._untried_priors[changed].max(1)
         waiting, rivals = [], []
-        for node, parent, depth in zip(new.tolist(), parents.tolist(), self._depths[new].tolist()):
-            if depth == len(self._nodes_by_depth):
-                self._nodes_by_depth.append([])
-            self._nodes_by_depth[depth].append(node)
+        for node, parent in zip(new.tolist(), parents.tolist()):
             siblings = self._children.setdefault(parent, [])
             waiting += siblings + [node] * len(siblings)
             rivals += [node] * len(siblings) + siblings
             siblings.append(node)
         self._waiting = np.append(self._waiting, np.array(waiting, dtype=np.int64))
         self._rivals = np.append(self._rivals, np.array(rivals, dtype=np.int64))
-        values = np.nan_to_num(np.asarray(expansion.values, dtype=np.float64))
-        below_roots = self._back_up(new.tolist(), values.tolist())
+        below_roots = self._back_up(new.tolist(), _finite(expansion.values).tolist())
         self._learn_noise(below_roots, choices)
         self._choices = None
 
@@ -253,6 +262,11 @@ class SearchTree:
             lacking = max(scores[count + root], *scores[rivals], score) - score
             if lacking > 0:
                 self._prior[node] += lacking * self._visits[node] / exploration
+
+
+def _finite(numbers: np.ndarray) -> np.ndarray:
+    # A model that has diverged must not make the search's copy useless.
+    return numbers if np.isfinite(numbers).all() else np.nan_to_num(numbers, posinf=0.0, neginf=0.0)
 
 
 class SearchTreeNode(NamedTuple):
