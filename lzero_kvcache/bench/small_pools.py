@@ -73,8 +73,7 @@ class SmallPools(Section):
             of_throughput.plot(percent, [row['throughput'] for row in of_first], 'o-', label=strategy)
             at_small = {row['model']: row['throughput'] for row in own if row['share'] == shares[0]}
             places = [place + (number - (len(strategies) - 1) / 2) * width for place in range(len(models))]
-            bars = of_models.bar(places, [at_small.get(model, 0) for model in models], width, label=strategy)
-            of_models.bar_label(bars, fmt='%.2f', fontsize='small')
+            of_models.bar(places, [at_small.get(model, 0) for model in models], width, label=strategy)
         of_hits.set(title=f'hit rate\n{first}', xlabel='recur pool (% of the nodes)', ylabel='% of the queries')
         of_hits.set_ylim(0, 103)
         of_throughput.set(title=f'throughput, lossless\n{first}', xlabel='recur pool (% of the nodes)',
@@ -84,4 +83,4 @@ class SmallPools(Section):
         for panel in (of_throughput, of_models):
             panel.axhline(GOAL, color='black', linestyle=':', label=f'goal at {shares[0]:.0%}')
             panel.set_ylim(0, 1.15)
-        of_throughput.legend(frameon=False)
+        figure.legend(*of_throughput.get_legend_handles_labels(), loc='outside right upper', frameon=False)

@@ -127,6 +127,11 @@ def recommendation(results: Results) -> str:
             f'  {_size(results, best)}: at best {results.kept(best):.1%} ({best.job.choice.name}); '
             f'{_cost(results, best)}.'
         )
+    if 'tree' in {best.job.choice.name for best in (*smaller[:-4:-1], chosen)}:
+        lines.append(
+            "  Hits are not speed: 'tree' takes time of its own, which models of a few dozen units do not win back; "
+            "'lzero-kvcache bench --section small_pools' shows both."
+        )
     if not smaller:
         lines.append('It is the smallest of the simulated ones: a smaller one may do (--sizes).')
     lines += [
