@@ -1,5 +1,6 @@
 """One managed, configurable, exact and fast KV cache for UniZero's world model."""
 from importlib import import_module
+from os import environ
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -31,6 +32,10 @@ _MODULES = {
     'KVCacheManager': 'manager',
     'KVCachePool': 'pool',
 }
+
+if environ.get('MUJOCO_GL') == 'egl':
+    # LightZero, which is imported after this, loads dm-control and with it Mesa.
+    import_module('.envs.rendering', __name__).import_triton()
 
 
 def __getattr__(name: str) -> Any:

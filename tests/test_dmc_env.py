@@ -284,6 +284,12 @@ def test_mujoco_gl_of_the_user_does_not_crash_what_compiles_later():
     assert '(3, 84, 84)' in completed.stdout or 'cannot render' in completed.stdout
 
 
+@needs_rendering
+def test_mujoco_gl_of_the_user_does_not_crash_lightzero_after_this_package():
+    completed = run_python("import lzero_kvcache, lzero.entry, triton; print('imported')", MUJOCO_GL='egl')
+    assert completed.stdout.splitlines()[-1] == 'imported', completed.stderr
+
+
 def test_without_dmc2gym_it_is_ours():
     assert issubclass(ENV_REGISTRY.get('dmc_lightzero'), DMControlLightZeroEnv)
     assert ENV_REGISTRY.get('dmc_lightzero') is DMCLightZeroEnv

@@ -1,0 +1,2 @@
+# Before LightZero: see there.
+import lzero_kvcache  # noqa: F401
