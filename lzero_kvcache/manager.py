@@ -6,6 +6,7 @@ from typing import Any, Callable, Optional
 from .budget import ContextMemory, MemoryBudget, PoolSizes
 from .checks import check_count
 from .config import KVCacheConfig, PoolConfig, entry_of
+from .lock import CopyableLock
 from .pool import KVCachePool
 from .stats import CacheStats
 from .store.memory import tensor_bytes
@@ -18,7 +19,7 @@ class KVCacheManager:
     Overview:
         The three kinds of pool of one world model: ``init_pools`` (root contexts, one pool per environment, carried
         from step to step), ``recur_pool`` (nodes of the running search, all environments) and ``wm_pool`` (rows of
-        the last inference).
+        the last inference). Several threads may use one manager: its pools share ``lock``, which each operation holds.
     Arguments:
         - config (:obj:`Any`): An EasyDict, a dict or any object with attributes, normally ``world_model_cfg``. Read are
             ``kv_cache`` (see ``KVCacheConfig``), ``num_simulations`` (default 50) and ``game_segment_length``, the
@@ -45,12 +46,13 @@ class KVCacheManager:
         self.env_num = check_count(env_num, 'env_num', 'environments')
         self.config = KVCacheConfig.find_in(config)
         self._measure = measure
+        self.lock = CopyableLock()
         self.enable_stats = enable_stats and self.config.enable_stats
         self.budget: Optional[MemoryBudget] = None
         self.sizes = self._pool_sizes(config, memory)
 
         def build(name: str, pool_config: PoolConfig, size: int) -> KVCachePool:
-            return KVCachePool(size, self.config.strategy_of(pool_config), self.enable_stats, name, on_release)
+            return KVCachePool(size, self.config.strategy_of(pool_config), self.enable_stats, name, on_release, self.lock)
 
         self.init_pools: list[KVCachePool] = [
             build(f'init_pools[{env_id}]', self.config.init_pool, self.sizes.init) for env_id in range(env_num)
@@ -150,8 +152,9 @@ class KVCacheManager:
         Raises:
             - ValueError: If there is no such environment.
         """
-        kv = self.get_init_cache(env_id, key)
-        return self.get_recur_cache(key) if kv is None else kv
+        with self.lock:
+            kv = self.get_init_cache(env_id, key)
+            return self.get_recur_cache(key) if kv is None else kv
 
     def pools(self) -> dict[str, list[KVCachePool]]:
         """
@@ -165,7 +168,8 @@ class KVCacheManager:
         Overview:
             A copy of the statistics by kind of pool, the environments' pools added up.
         """
-        return {kind: sum((pool.stats for pool in pools), CacheStats()) for kind, pools in self.pools().items()}
+        with self.lock:
+            return {kind: sum((pool.stats for pool in pools), CacheStats()) for kind, pools in self.pools().items()}
 
     def memory_bytes(self) -> dict[str, int]:
         """
@@ -175,27 +179,30 @@ class KVCacheManager:
         Returns:
             - memory (:obj:`Dict[str, int]`): ``{'init_pools': ..., 'recur_pool': ..., 'wm_pool': ...}``.
         """
-        return {
-            kind: self._measure([value for pool in pools for value in pool.values()])
-            for kind, pools in self.pools().items()
-        }
+        with self.lock:
+            return {
+                kind: self._measure([value for pool in pools for value in pool.values()])
+                for kind, pools in self.pools().items()
+            }
 
     def clear_all(self) -> None:
         """
         Overview:
             Remove every entry of every pool. The statistics stay.
         """
-        self.clear_init_caches()
-        self.clear_recur_cache()
-        self.wm_pool.clear()
+        with self.lock:
+            self.clear_init_caches()
+            self.clear_recur_cache()
+            self.wm_pool.clear()
 
     def clear_init_caches(self) -> None:
         """
         Overview:
             Remove all root contexts.
         """
-        for pool in self.init_pools:
-            pool.clear()
+        with self.lock:
+            for pool in self.init_pools:
+                pool.clear()
 
     def clear_recur_cache(self) -> None:
         """
@@ -209,9 +216,10 @@ class KVCacheManager:
         Overview:
             Let every pool count from zero again. The entries stay.
         """
-        for pools in self.pools().values():
-            for pool in pools:
-                pool.stats.reset()
+        with self.lock:
+            for pools in self.pools().values():
+                for pool in pools:
+                    pool.stats.reset()
 
     def get_stats_summary(self) -> dict[str, Any]:
         """
@@ -223,12 +231,13 @@ class KVCacheManager:
         """
         if not self.enable_stats:
             return {'stats_enabled': False}
-        return {
-            'stats_enabled': True,
-            'init_pools': {f'env_{env_id}': str(pool.stats) for env_id, pool in enumerate(self.init_pools)},
-            'recur_pool': str(self.recur_pool.stats),
-            'wm_pool': str(self.wm_pool.stats),
-        }
+        with self.lock:
+            return {
+                'stats_enabled': True,
+                'init_pools': {f'env_{env_id}': str(pool.stats) for env_id, pool in enumerate(self.init_pools)},
+                'recur_pool': str(self.recur_pool.stats),
+                'wm_pool': str(self.wm_pool.stats),
+            }
 
     def _init_pool(self, env_id: int) -> KVCachePool:
         if isinstance(env_id, bool) or not isinstance(env_id, Integral) or not 0 <= env_id < self.env_num:

@@ -6,6 +6,7 @@ from typing import Any, Callable, Optional
 from .checks import check_count, is_number
 from .eviction import EVICTION_REGISTRY, EvictionStrategy, Priority, SearchTreeNode, parse_strategy
 from .eviction.strategy import StrategyLike
+from .lock import CopyableLock
 from .stats import CacheStats
 
 
@@ -15,6 +16,8 @@ class KVCachePool:
         A bounded map from keys to cached values. A full pool evicts by its strategy. The pool keeps what it is given
         by reference and never looks inside. ``stats`` counts, ``peak_entries`` is the most it has ever held. Get, set
         and eviction cost O(1), with 'priority' O(log n); with 'tree' all evictions of a simulation together O(n).
+        Several threads may use one pool: each operation holds ``lock``, which also makes one of several, as in
+        ``with pool.lock: ...``.
     Arguments:
         - pool_size (:obj:`int`): The number of entries that fit.
         - eviction_strategy (:obj:`Union[EvictionStrategy, str, dict]`): A member of ``EvictionStrategy``, a name in
@@ -23,6 +26,7 @@ class KVCachePool:
         - name (:obj:`str`): The pool's name, for error messages.
         - on_release (:obj:`Optional[Callable]`): Called with a list of the values that leave the pool by eviction, by
             being overwritten, or by ``clear``.
+        - lock (:obj:`Optional[CopyableLock]`): For pools whose values share something; None: one of its own.
     Raises:
         - ValueError: On a size below 1 or a strategy that is not registered.
     """
@@ -34,7 +38,9 @@ class KVCachePool:
             enable_stats: bool = True,
             name: str = 'default',
             on_release: Optional[Callable[[Sequence[Any]], None]] = None,
+            lock: Optional[CopyableLock] = None,
     ) -> None:
+        self.lock = CopyableLock() if lock is None else lock
         self.name = name
         self.pool_size = check_count(pool_size, f"pool_size of pool '{name}'")
         self.enable_stats = enable_stats
@@ -71,9 +77,10 @@ class KVCachePool:
                 strategy that follows the search, one of its nodes.
         """
         leaving: list[Any] = []
-        slot = self._store(key, kv, priority, leaving)
-        if leaving:
-            self._release(leaving)
+        with self.lock:
+            slot = self._store(key, kv, priority, leaving)
+            if leaving:
+                self._release(leaving)
         return slot
 
     def set_many(self, keys: Sequence[Hashable], kvs: Sequence[Any], priorities: Sequence[Priority]) -> None:
@@ -85,19 +92,25 @@ class KVCachePool:
             - kvs (:obj:`Sequence[Any]`): The value of each, kept by reference.
             - priorities (:obj:`Sequence[Optional[float]]`): As ``set``, one for each.
         Raises:
-            - ValueError: As ``set``; the keys before the faulty one are stored.
+            - ValueError: As ``set``; the keys before the faulty one are stored. If the lengths differ, none is.
         """
+        if not len(keys) == len(kvs) == len(priorities):
+            raise ValueError(
+                f"pool '{self.name}' was given {len(keys)} keys, {len(kvs)} values and {len(priorities)} priorities: "
+                'needed is one of each for each entry'
+            )
         leaving: list[Any] = []
-        try:
-            for key, kv, priority in zip(keys, kvs, priorities):
-                self._store(key, kv, priority, leaving)
-        finally:
-            if leaving:
-                self._release(leaving)
+        with self.lock:
+            try:
+                for key, kv, priority in zip(keys, kvs, priorities):
+                    self._store(key, kv, priority, leaving)
+            finally:
+                if leaving:
+                    self._release(leaving)
 
     def _store(self, key: Hashable, kv: Any, priority: Priority, leaving: list[Any]) -> int:
-        if type(key) is not str and (isinstance(key, bool) or not isinstance(key, (Integral, str))):
-            raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
+        if type(key) is not str:
+            self._check_key(key)
         if priority is not None:
             if isinstance(priority, SearchTreeNode):
                 if not self._follows_search:
@@ -137,6 +150,8 @@ class KVCachePool:
             - key (:obj:`Union[int, str]`): The key.
         Returns:
             - kv (:obj:`Optional[Any]`): The very object that was set, or None.
+        Raises:
+            - ValueError: If the key is neither an int nor a string.
         """
         return self.get_many([key])[0]
 
@@ -148,18 +163,24 @@ class KVCachePool:
             - keys (:obj:`Sequence[Union[int, str]]`): The keys.
         Returns:
             - kvs (:obj:`List[Optional[Any]]`): What ``get`` returns, one for each.
+        Raises:
+            - ValueError: As ``get``, before anything is looked up.
         """
-        slots = [self._slot_of_key.get(key) for key in keys]
-        kvs = []
-        for slot in slots:
-            if slot is None:
-                kvs.append(None)
-            else:
-                self.eviction_policy.touch(slot)
-                kvs.append(self._value_of_slot[slot])
-        if self.enable_stats:
-            misses = slots.count(None)
-            self.stats.count_queries(len(slots) - misses, misses)
+        for key in keys:
+            if type(key) is not str:
+                self._check_key(key)
+        with self.lock:
+            slots = [self._slot_of_key.get(key) for key in keys]
+            kvs = []
+            for slot in slots:
+                if slot is None:
+                    kvs.append(None)
+                else:
+                    self.eviction_policy.touch(slot)
+                    kvs.append(self._value_of_slot[slot])
+            if self.enable_stats:
+                misses = slots.count(None)
+                self.stats.count_queries(len(slots) - misses, misses)
         return kvs
 
     def peek(self, key: Hashable) -> Optional[Any]:
@@ -170,9 +191,13 @@ class KVCachePool:
             - key (:obj:`Union[int, str]`): The key.
         Returns:
             - kv (:obj:`Optional[Any]`): The very object that was set, or None.
+        Raises:
+            - ValueError: As ``get``.
         """
-        slot = self._slot_of_key.get(key)
-        return None if slot is None else self._value_of_slot[slot]
+        self._check_key(key)
+        with self.lock:
+            slot = self._slot_of_key.get(key)
+            return None if slot is None else self._value_of_slot[slot]
 
     def resize(self, pool_size: int) -> None:
         """
@@ -183,13 +208,15 @@ class KVCachePool:
         Raises:
             - ValueError: If it is below 1.
         """
-        self.pool_size = check_count(pool_size, f"pool_size of pool '{self.name}'")
-        self.eviction_policy.resize(self.pool_size)
-        leaving = []
-        while len(self) > self.pool_size:
-            leaving.append(self._evict())
-        if leaving:
-            self._release(leaving)
+        pool_size = check_count(pool_size, f"pool_size of pool '{self.name}'")
+        with self.lock:
+            self.pool_size = pool_size
+            self.eviction_policy.resize(pool_size)
+            leaving = []
+            while len(self) > pool_size:
+                leaving.append(self._evict())
+            if leaving:
+                self._release(leaving)
 
     def evict(self) -> None:
         """
@@ -198,35 +225,40 @@ class KVCachePool:
         Raises:
             - ValueError: If the pool is empty.
         """
-        if not self._slot_of_key:
-            raise ValueError(f"pool '{self.name}' is empty: there is nothing to evict")
-        self._release([self._evict()])
+        with self.lock:
+            if not self._slot_of_key:
+                raise ValueError(f"pool '{self.name}' is empty: there is nothing to evict")
+            self._release([self._evict()])
 
     def clear(self) -> None:
         """
         Overview:
             Remove all entries. The statistics stay, and what leaves this way does not count as evicted.
         """
-        leaving = list(self._value_of_slot.values())
-        self._reset_index()
-        if leaving:
-            self._release(leaving)
+        with self.lock:
+            leaving = list(self._value_of_slot.values())
+            self._reset_index()
+            if leaving:
+                self._release(leaving)
 
     def keys(self) -> Iterator[Hashable]:
         """
         Overview:
             The keys of all entries, in no particular order.
         """
-        return iter(self._slot_of_key)
+        with self.lock:
+            return iter(list(self._slot_of_key))
 
     def values(self) -> list[Any]:
         """
         Overview:
             The values of all entries, in no particular order.
         """
-        return list(self._value_of_slot.values())
+        with self.lock:
+            return list(self._value_of_slot.values())
 
     def __contains__(self, key: Hashable) -> bool:
+        self._check_key(key)
         return key in self._slot_of_key
 
     def __len__(self) -> int:
@@ -234,6 +266,11 @@ class KVCachePool:
 
     def __repr__(self) -> str:
         return f"KVCachePool(name='{self.name}', entries={len(self)}, pool_size={self.pool_size}, stats={self.stats})"
+
+    def _check_key(self, key: Hashable) -> None:
+        # Not only when it is set: to a dict, 1, 1.0 and True are the same.
+        if isinstance(key, bool) or not isinstance(key, (Integral, str)):
+            raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
 
     def _evict(self) -> Any:
         slot = self.eviction_policy.victim()

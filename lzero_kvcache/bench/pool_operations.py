@@ -1,6 +1,7 @@
 import gc
 import random
 from collections import OrderedDict
+from contextlib import nullcontext
 from statistics import median
 from time import perf_counter_ns
 from typing import Any
@@ -19,6 +20,7 @@ OPERATIONS = {
     'evict': 'set of a new key, full pool',
 }
 CONTROL = 'OrderedDict'
+UNLOCKED = 'fifo without a lock'
 
 
 class FullDict(OrderedDict):
@@ -42,13 +44,18 @@ class Workload:
     Overview:
         A full pool and the arguments of the operations on it.
     Arguments:
-        - strategy (:obj:`str`): The pool's, or ``CONTROL``.
+        - strategy (:obj:`str`): The pool's, ``UNLOCKED`` or ``CONTROL``.
         - size (:obj:`int`): Its entries.
         - rng (:obj:`Random`): Draws keys and priorities.
     """
 
     def __init__(self, strategy: str, size: int, rng: random.Random) -> None:
-        self.pool = FullDict.fromkeys(range(-size, 0)) if strategy == CONTROL else KVCachePool(size, strategy)
+        if strategy == CONTROL:
+            self.pool = FullDict.fromkeys(range(-size, 0))
+        elif strategy == UNLOCKED:
+            self.pool = KVCachePool(size, 'fifo', lock=nullcontext())
+        else:
+            self.pool = KVCachePool(size, strategy)
         self.size, self.rng, self.next_key = size, rng, 0
         self.nanoseconds('evict', size)
 
@@ -83,13 +90,14 @@ class Workload:
 class PoolOperations(Section):
     """
     Overview:
-        Does a pool's operation cost the same at any pool size? Every strategy, all sizes in turn.
+        Does a pool's operation cost the same at any pool size, and what does its lock cost? Every strategy, all sizes
+        in turn.
     """
     name = 'pool_operations'
 
     def measure(self, settings: Settings, progress: Progress) -> list[dict]:
         rng, rows, sizes = random.Random(0), [], settings.pool_sizes
-        strategies = [*sorted(EVICTION_REGISTRY), CONTROL]
+        strategies = [*sorted(EVICTION_REGISTRY), UNLOCKED, CONTROL]
         task = progress.add_task('pool operations', total=len(strategies))
         # One strategy at a time keeps the memory small; within it every size runs in every round, in random order.
         for strategy in strategies:
@@ -136,8 +144,8 @@ class PoolOperations(Section):
                     row['nanoseconds'] / 1000 for row in rows
                     if (row['operation'], row['strategy']) == (operation, strategy)
                 ]
-                style = dict(color='grey', linestyle='--') if strategy == CONTROL else {}
-                panel.plot(sizes, latency, marker=marker, label=strategy, **style)
+                style = {CONTROL: dict(color='grey', linestyle='--'), UNLOCKED: dict(color='black', linestyle=':')}
+                panel.plot(sizes, latency, marker=marker, label=strategy, **style.get(strategy, {}))
             panel.set(title=title, xscale='log', xlabel='pool size (entries)')
             panel.set_xticks(sizes, [f'{size // 1000}k' if size % 1000 == 0 else f'{size}' for size in sizes])
             panel.minorticks_off()
