@@ -52,7 +52,8 @@ class KVCacheManager:
         self.sizes = self._pool_sizes(config, memory)
 
         def build(name: str, pool_config: PoolConfig, size: int) -> KVCachePool:
-            return KVCachePool(size, self.config.strategy_of(pool_config), self.enable_stats, name, on_release, self.lock)
+            strategy = self.config.strategy_of(pool_config)
+            return KVCachePool(size, strategy, self.enable_stats, name, on_release, self.lock)
 
         self.init_pools: list[KVCachePool] = [
             build(f'init_pools[{env_id}]', self.config.init_pool, self.sizes.init) for env_id in range(env_num)

@@ -90,7 +90,8 @@ class Episodes:
             self._contexts[env_id] = Oracle(self._world_model)
             return
         key = self._inference.histories.of(self._phase, env_id).key
-        lost = key not in self._inference.manager.init_pools[env_id] or env_id in self._outdated
+        in_pool = key is not None and key in self._inference.manager.init_pools[env_id]
+        lost = not in_pool or env_id in self._outdated
         if lost and self._config.on_miss == 'reset':
             self.resets += 1
             self._encode(env_id, episode[-1:], one_late=self._config.rope_positions == 'release')

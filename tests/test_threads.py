@@ -98,7 +98,7 @@ def test_a_manager_loses_nothing_and_never_returns_another_keys_value(threads_ta
     manager = KVCacheManager(EasyDict(num_simulations=10, kv_cache=dict(strategy='lru')), ENV_NUM)
 
     def work(number, rng):
-        for operation in range(OPERATIONS):
+        for _ in range(OPERATIONS):
             key, env_id, choice = rng.randrange(600), rng.randrange(ENV_NUM), rng.random()
             if choice < 0.3:
                 manager.set_init_cache(env_id, key, (key, env_id))

@@ -1,3 +1,4 @@
+import math
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Optional, Union
@@ -257,9 +258,9 @@ class TokenStore:
     def drop_memory(self) -> None:
         """
         Overview:
-            Give the slab's memory back, e.g. because the model has moved to another device. No context may be live.
+            Give the slab's memory back, e.g. because the model has moved to another device. No context that was made
+            before may be used any more.
         """
-        assert len(self) == 0, 'contexts are still held'
         self._kv = self._embeddings = self._positions = self.place_offsets = None
         self._holders, self._written_at = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
         self._free = []
@@ -290,19 +291,31 @@ class TokenStore:
 
     def _grow(self, size: int, like: torch.Tensor) -> None:
         shape, former = self.shape, len(self._holders)
-        kv = like.new_zeros(size, shape.num_layers, 2, shape.num_heads, shape.head_dim)
+        kv = self._new_slab(like, size, shape.num_layers, 2, shape.num_heads, shape.head_dim)
         holders, written_at = np.zeros(size, dtype=np.int32), np.zeros(size, dtype=np.int64)
         if former:
             kv[:former] = self._kv
             holders[:former], written_at[:former] = self._holders, self._written_at
         if shape.keep_embeddings:
-            embeddings = like.new_zeros(size, shape.num_heads * shape.head_dim)
+            embeddings = self._new_slab(like, size, shape.num_heads * shape.head_dim)
             positions = np.zeros(size, dtype=np.int64)
             if former:
                 embeddings[:former], positions[:former] = self._embeddings, self._positions
             self._embeddings, self._positions = embeddings, positions
         self._kv, self._holders, self._written_at = kv, holders, written_at
         self._free.extend(range(size - 1, max(former, PADDING + 1) - 1, -1))
+
+    def _new_slab(self, like: torch.Tensor, *shape: int) -> torch.Tensor:
+        try:
+            return like.new_zeros(shape)
+        # torch.OutOfMemoryError is one, too.
+        except RuntimeError as error:
+            megabytes = math.prod(shape) * like.element_size() / 2 ** 20
+            raise type(error)(
+                f'the KV cache cannot grow to {shape[0]} tokens ({megabytes:.0f} MiB on {like.device}), for there is '
+                'no memory left: smaller pools need less, and '
+                f'policy.model.world_model_cfg.kv_cache.memory_budget_mb bounds it ({error})'
+            ) from error
 
     def _add_embeddings(
             self, batch: ContextBatch, new: np.ndarray, where: Union[slice, torch.Tensor], chosen: Optional[np.ndarray]

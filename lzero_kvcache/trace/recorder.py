@@ -214,7 +214,7 @@ def _beginning_of(root: SearchNode, continues: bool) -> int:
         return NO_EPISODE
     if continues:
         return CONTINUES
-    return COLD_START if len(root.history.observations) > 1 else FIRST_STEP
+    return COLD_START if len(root.history.steps) > 1 else FIRST_STEP
 
 
 def _joined(records: Sequence[np.ndarray], record_type: np.dtype) -> np.ndarray:

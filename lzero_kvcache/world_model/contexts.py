@@ -63,13 +63,11 @@ class NodeContexts:
         routes = self._rebuilder.begin(
             model, [nodes[row] for row in missing], None if timesteps is None else timesteps[missing]
         )
-        try:
-            batch = self._rebuilder.gather(model, found, dict(zip(missing, routes)))
-            # Not before the batch holds what was found: this may evict it.
-            finished = [route for route in routes if not route.steps]
-            self.cache([route.node for route in finished], [route.context for route in finished])
-        finally:
-            self._store.release([route.context for route in routes])
+        batch = self._rebuilder.gather(model, found, dict(zip(missing, routes)))
+        # Not before the batch holds what was found: this may evict it.
+        finished = [route for route in routes if not route.steps]
+        self.cache([route.node for route in finished], [route.context for route in finished])
+        self._store.release([route.context for route in routes])
         return batch
 
     def add(self, model: CachedModel, batch: ContextBatch, nodes: Sequence[SearchNode]) -> list[Context]:
@@ -86,15 +84,13 @@ class NodeContexts:
         if batch.preceding is None:
             return self._window.add(model, batch)
         rebuilt = self._window.add(model, batch.preceding.batch, batch.preceding.ends)
-        try:
-            contexts = self._window.add(model, batch)
-            for node, context in zip(batch.preceding.owners, rebuilt):
-                node.context = context
-            wanted = set(nodes)
-            missing = [(node, context) for node, context in zip(batch.preceding.owners, rebuilt) if node in wanted]
-            self.cache(*zip(*missing))
-        finally:
-            self._store.release(rebuilt)
+        contexts = self._window.add(model, batch)
+        for node, context in zip(batch.preceding.owners, rebuilt):
+            node.context = context
+        wanted = set(nodes)
+        missing = [(node, context) for node, context in zip(batch.preceding.owners, rebuilt) if node in wanted]
+        self.cache(*zip(*missing))
+        self._store.release(rebuilt)
         return contexts
 
     def peek(self, model: CachedModel, nodes: Sequence[SearchNode], timesteps: np.ndarray) -> list[Context]:

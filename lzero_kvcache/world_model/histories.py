@@ -2,7 +2,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -55,11 +55,27 @@ class RootStats:
         return self.context_tokens / self.continuing if self.continuing else 0.0
 
 
+class EpisodeStep(NamedTuple):
+    """
+    Overview:
+        One step of a running episode.
+    Arguments:
+        - observation (:obj:`torch.Tensor`): What the environment shows then.
+        - action (:obj:`Any`): The action that led there; not looked at for the oldest observation.
+        - timestep (:obj:`int`): The step of the episode.
+        - length (:obj:`int`): Tokens of the context that the episode makes then.
+    """
+    observation: torch.Tensor
+    action: Any
+    timestep: int
+    length: int
+
+
 class EnvironmentHistory:
     """
     Overview:
-        The running episode of one environment: its last observations and actions, as many as fit into the window, and
-        where the context that they make is cached.
+        The running episode of one environment: its last ``steps``, as many as take part in a context and one more, and
+        where the context that they make is cached; without a ``key``, it is to be computed from the steps.
     Arguments:
         - scope (:obj:`str`): Names phase and environment in the keys of its contexts.
         - num_observations (:obj:`int`): How many observations may take part in a context.
@@ -67,11 +83,7 @@ class EnvironmentHistory:
 
     def __init__(self, scope: str, num_observations: int) -> None:
         self.scope = scope
-        self.observations: deque[torch.Tensor] = deque(maxlen=num_observations)
-        self.actions: deque[Any] = deque(maxlen=num_observations)
-        self.timesteps: deque[int] = deque(maxlen=num_observations)
-        # Tokens of the context.
-        self.length = 0
+        self.steps: deque[EpisodeStep] = deque(maxlen=num_observations + 1)
         self.roots = 0
         self.key: Optional[str] = None
         self.context: Optional[Context] = None
@@ -81,26 +93,19 @@ class EnvironmentHistory:
         Overview:
             Forget the episode. The count of roots goes on, so that no key comes twice.
         """
-        self.observations.clear()
-        self.actions.clear()
-        self.timesteps.clear()
-        self.length = 0
         self.key = None
+        self.steps.clear()
 
-    def append(self, observation: torch.Tensor, action: Any, timestep: int, length: int) -> None:
+    def append(self, step: EpisodeStep) -> None:
         """
         Overview:
-            Add one step.
+            Add one step. Where its context is remains to be said.
         Arguments:
-            - observation (:obj:`torch.Tensor`): What the environment shows now, copied.
-            - action (:obj:`Any`): The action that led there; not looked at for the oldest observation.
-            - timestep (:obj:`int`): The step of the episode.
-            - length (:obj:`int`): Tokens of the context that the episode makes now.
+            - step (:obj:`EpisodeStep`): The step.
         """
-        self.length = length
-        self.observations.append(observation.clone())
-        self.actions.append(action)
-        self.timesteps.append(timestep)
+        # First, because an inference may break off anywhere.
+        self.key = None
+        self.steps.append(step)
 
     def continues_from(self, observation: torch.Tensor) -> bool:
         """
@@ -109,14 +114,24 @@ class EnvironmentHistory:
         Arguments:
             - observation (:obj:`torch.Tensor`): The caller's last observation.
         """
-        return bool(self.observations) and torch.equal(self.observations[-1].to(observation.device), observation)
+        return bool(self.steps) and _is_same(self.steps[-1].observation, observation)
 
-    def actions_between(self) -> list[Any]:
+    def takes_back(self, observation: torch.Tensor, timestep: int) -> bool:
         """
         Overview:
-            The actions between the kept observations, one fewer than there are observations.
+            Whether the caller takes the last step once more, because the search from it has broken off. It is taken
+            back then.
+        Arguments:
+            - observation (:obj:`torch.Tensor`): The caller's last observation.
+            - timestep (:obj:`int`): The timestep of the one that follows.
         """
-        return list(self.actions)[1:]
+        if len(self.steps) < 2 or self.steps[-1].timestep != timestep:
+            return False
+        if not _is_same(self.steps[-2].observation, observation):
+            return False
+        self.key = None
+        self.steps.pop()
+        return True
 
 
 class EnvironmentHistories:
@@ -206,10 +221,11 @@ class EnvironmentHistories:
                 self.root_stats.first_steps += 1
                 continue
             self.root_stats.continuing += 1
-            if not history.continues_from(last_observations[row]):
+            last, timestep = last_observations[row], int(timesteps[row])
+            if not history.continues_from(last) and not history.takes_back(last, timestep):
                 self.root_stats.cold_starts += 1
                 self._restart(history)
-                history.append(last_observations[row], None, int(timesteps[row]) - 1, self._num_observations_tokens)
+                history.append(EpisodeStep(last.clone(), None, timestep - 1, self._num_observations_tokens))
 
     def resume(
             self, model: CachedModel, histories: Sequence[EnvironmentHistory], env_ids: Sequence[int]
@@ -228,7 +244,7 @@ class EnvironmentHistories:
         missing = []
         for row, (history, env_id) in enumerate(zip(histories, env_ids)):
             contexts.append(None if history.key is None else self._look_up(model, history, env_id))
-            if contexts[row] is None and history.observations:
+            if contexts[row] is None and history.steps:
                 missing.append(row)
         self.last_missing = frozenset(missing)
         encoded = self.encode(model, [histories[row] for row in missing]) if missing else []
@@ -251,20 +267,20 @@ class EnvironmentHistories:
             - contexts (:obj:`List[Context]`): One per row, held once, by the caller.
         """
         kept = self._num_observations if self._lossless else 1
-        observations = [list(history.observations)[-kept:] for history in histories]
+        episodes = [list(history.steps)[-kept:] for history in histories]
         latents = model.embed_observations(
-            torch.stack([observation.to(model.like.device) for episode in observations for observation in episode])
-        ).split([len(episode) for episode in observations])
+            torch.stack([step.observation.to(model.like.device) for episode in episodes for step in episode])
+        ).split([len(episode) for episode in episodes])
         sequences, positions = [], []
-        for history, episode in zip(histories, latents):
-            blocks = [episode[0]]
+        for episode, observed in zip(episodes, latents):
+            blocks = [observed[0]]
             if len(episode) > 1:
-                actions = model.embed_actions(stack_actions(history.actions_between(), episode.device))
-                for action, latent in zip(actions, episode[1:]):
+                actions = model.embed_actions(stack_actions([step.action for step in episode[1:]], observed.device))
+                for action, latent in zip(actions, observed[1:]):
                     blocks += [action, latent]
-            length = history.length if self._lossless else len(episode[0])
+            length = episode[-1].length if self._lossless else len(observed[0])
             sequences.append(torch.cat(blocks)[-length:])
-            timesteps = list(history.timesteps)[-len(episode):]
+            timesteps = [step.timestep for step in episode]
             if not self._lossless and self._rope_positions == 'release':
                 # Where the release starts over, it takes the last observation for the current one.
                 timesteps = [step + 1 for step in timesteps]
@@ -293,6 +309,10 @@ class EnvironmentHistories:
             self.rebuild_stats.restored += 1
             return history.context
         return context
+
+
+def _is_same(observation: torch.Tensor, other: torch.Tensor) -> bool:
+    return torch.equal(observation.to(other.device), other)
 
 
 def stack_actions(actions: Sequence[Any], device: torch.device) -> torch.Tensor:

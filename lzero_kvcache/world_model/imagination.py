@@ -109,12 +109,10 @@ def roll_out(
         if model.uses_rotary:
             of_action, of_latent = positions.of_expansion(timesteps, depths + step, (), False)
             rotary = np.column_stack([of_action, of_latent[:, None] + np.arange(model.num_observations_tokens)])
-        try:
-            with store.gather(contexts, 1 + model.num_observations_tokens, model.like) as batch:
-                _, latents, (reward, policy, value) = model.predict_next_state(batch, action, rotary)
-                longer = window.add(model, batch)
-        finally:
-            store.release(contexts)
+        with store.gather(contexts, 1 + model.num_observations_tokens, model.like) as batch:
+            _, latents, (reward, policy, value) = model.predict_next_state(batch, action, rotary)
+            longer = window.add(model, batch)
+        store.release(contexts)
         contexts = longer
         policy = policy[:, 0]
         steps.append((

@@ -142,13 +142,23 @@ class SearchLineage:
             if distinct is latents:
                 distinct = latents.copy()
             copies = (tree, names[row])
-            largest = int(np.abs(latents[row]).argmax())
+            # The bits after those of inf are those of nan.
+            largest = int(np.where(np.isfinite(latents[row]), np.abs(latents[row]), -1.).argmax())
             bits = distinct[row].reshape(-1).view(f'i{latents.itemsize}')
             while names[row] in nodes:
                 self._copies[copies] = self._copies.get(copies, 0) + 1
                 bits[largest] = latents[row].reshape(-1).view(bits.dtype)[largest] + self._copies[copies]
                 names[row] = distinct[row].tobytes()
         return distinct, names
+
+    def forget_contexts(self) -> None:
+        """
+        Overview:
+            Let no node know a context any more, because the store has lost them.
+        """
+        for tree in self._trees:
+            for node in tree.values():
+                node.context = None
 
     def add(self, node: SearchNode, name: bytes) -> None:
         """

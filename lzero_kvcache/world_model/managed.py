@@ -1,9 +1,10 @@
 """Inference over managed contexts: mode 'managed'."""
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from ..manager import KVCacheManager
 from ..store import Context, TokenShape, TokenStore
 from .cached_model import CachedModel, Predictions
 from .contexts import NodeContexts
-from .histories import EnvironmentHistories, EnvironmentHistory, RebuildStats, RootStats, stack_actions
+from .histories import EnvironmentHistories, EnvironmentHistory, EpisodeStep, RebuildStats, RootStats, stack_actions
 from .imagination import Imagination, check_rollout, roll_out
 from .lineage import SearchLineage, SearchNode, SearchStep, node_key
 from .observation import SearchObserver, observer_of
@@ -61,11 +62,27 @@ class RootEnvironments:
         return tuple(range(batch_size)) if self.env_ids is None else self.env_ids
 
 
+class RootRows(NamedTuple):
+    """
+    Overview:
+        The rows of a root inference, once they have been checked.
+    Arguments:
+        - env_ids (:obj:`Tuple[int, ...]`): The environment of each.
+        - timesteps (:obj:`np.ndarray`): Timesteps of the current observations, :math:`(B, )`.
+        - first_steps (:obj:`List[bool]`): Whether an episode begins.
+    """
+    env_ids: tuple[int, ...]
+    timesteps: np.ndarray
+    first_steps: list[bool]
+
+
 class ManagedInference:
     """
     Overview:
         Root and recurrent inference of one world model over cached contexts. Inside the window (with window='rebuild',
-        past it, too) every prediction equals that of a forward without a cache over the row's own tokens.
+        past it, too) every prediction equals that of a forward without a cache over the row's own tokens. Each call
+        holds the manager's lock. One that breaks off, by whatever exception, leaves no contexts behind: what is missed
+        from then on is computed again.
         ``context_lengths`` are the tokens per row, :math:`(B, )`, that the last inference found in its contexts;
         ``weights_generation`` counts the changes of the model's weights that a root inference has met; ``observer``,
         where there is one, is told of all searches.
@@ -142,7 +159,8 @@ class ManagedInference:
         self._last_missing: frozenset[int] = frozenset()
         self._model: Optional[CachedModel] = None
         self._weights = WeightsWatch()
-        self._has_met_unknown_node = False
+        self._broke_off = False
+        self._warnings_given: set[str] = set()
 
     @property
     def rows_begun_anew(self) -> frozenset[int]:
@@ -185,59 +203,79 @@ class ManagedInference:
             - outputs (:obj:`Tuple`): Hidden states, latent states :math:`(B, num_observations_tokens, E)`, reward
                 logits (empty, a root has none), policy and value logits :math:`(B, 1, ...)`.
         Raises:
-            - ValueError: If an environment does not exist or the rows do not match.
+            - ValueError: If an environment does not exist or the rows do not match; nothing has changed then.
         """
         if self.observer is None:
             self.observer = observer_of(self, world_model)
         if obs_act_dict['current_obs'] is not None:
-            with torch.inference_mode():
-                outputs = self._predict_roots(world_model, obs_act_dict, start_pos, roots)
+            rows = _checked_roots(world_model, obs_act_dict, start_pos, roots, self.manager.env_num)
+            with self._whole_inference():
+                outputs = self._predict_roots(world_model, obs_act_dict, roots.phase, rows)
             return _usable_anywhere(outputs)
         outputs, latents = world_model.reset_for_initial_inference(obs_act_dict, start_pos)
-        self._current_model(world_model)
-        if world_model.reanalyze_phase:
-            self._begin_reanalysis(latents, outputs.logits_policy, host_timesteps(start_pos, len(latents)))
+        with self._whole_inference():
+            self._current_model(world_model)
+            if world_model.reanalyze_phase:
+                self._begin_reanalysis(latents, outputs.logits_policy, host_timesteps(start_pos, len(latents)))
         return (
             outputs.output_sequence, latents, outputs.logits_rewards, outputs.logits_policy, outputs.logits_value
         )
 
-    def _predict_roots(
-            self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments
-    ) -> Outputs:
-        model = self._current_model(world_model)
-        current = obs_act_dict['current_obs']
-        batch_size = len(current)
-        timesteps = host_timesteps(start_pos, batch_size)
-        first_steps = [is_first_step(action, world_model) for action in obs_act_dict['action']][:batch_size]
-        env_ids = roots.ids_of(batch_size)
-        _check_rows(batch_size, env_ids, self.manager.env_num, obs_act_dict, first_steps)
+    @contextmanager
+    def _whole_inference(self) -> Iterator[None]:
+        with self.manager.lock, torch.inference_mode():
+            if self._broke_off:
+                self._recover()
+            self._broke_off = True
+            try:
+                yield
+                self._broke_off = False
+            finally:
+                if self._broke_off:
+                    self._recover()
 
-        histories = [self.histories.of(roots.phase, env_id) for env_id in env_ids]
+    def _recover(self) -> None:
+        """
+        What an inference that broke off has left of the contexts is in no known state. Episodes and lineage are: their
+        steps and nodes are added one at a time, each in one assignment.
+        """
+        self._drop_contexts()
+        if self._lineage is not None:
+            self._lineage.forget_contexts()
+        self._model = None
+        self.store.drop_memory()
+        self._broke_off = False
+
+    def _predict_roots(self, world_model: Any, obs_act_dict: dict, phase: str, rows: RootRows) -> Outputs:
+        model = self._current_model(world_model)
+        env_ids, timesteps, first_steps = rows
+        current, actions = obs_act_dict['current_obs'], obs_act_dict['action']
+        batch_size = len(current)
+        histories = [self.histories.of(phase, env_id) for env_id in env_ids]
         self.histories.meet(histories, obs_act_dict['obs'], timesteps, first_steps)
         latents = model.embed_observations(current)
         continuing = [row for row in range(batch_size) if not first_steps[row]]
-        tokens, positions, counts = self._root_tokens(model, latents, obs_act_dict['action'], timesteps, continuing)
+        tokens, positions, counts = self._root_tokens(model, latents, actions, timesteps, continuing)
+        went_on = [history.key is not None for history in histories]
         with self.histories.resume(model, histories, env_ids) as batch:
             self._last_missing = self.histories.last_missing
             self.context_lengths = batch.lengths
             hidden = model.append(batch, tokens, positions, counts)[:, -self._num_observations_tokens:]
             contexts = self._window.add(model, batch)
-        try:
-            policy, value = model.policy_and_value(hidden[:, -1:])
-            for row, history in enumerate(histories):
-                history.append(current[row], obs_act_dict['action'][row], int(timesteps[row]), len(contexts[row]))
-            reward = value.new_zeros(batch_size, 1, world_model.support_size)
-            self._begin_search(
-                SearchLineage(roots.phase, timesteps), latents, histories, env_ids, contexts,
-                Predictions(reward, policy, value)
-            )
-        finally:
-            self.store.release(contexts)
+        policy, value = model.policy_and_value(hidden[:, -1:])
+        reward = value.new_zeros(batch_size, 1, world_model.support_size)
+        for row, history in enumerate(histories):
+            history.append(EpisodeStep(current[row].clone(), actions[row], int(timesteps[row]), len(contexts[row])))
+        self._begin_search(
+            SearchLineage(phase, timesteps), latents, histories, env_ids, contexts,
+            Predictions(reward, policy, value), went_on
+        )
+        self.store.release(contexts)
         return hidden, latents, reward[:, :0], policy, value
 
     def _begin_reanalysis(self, latents: torch.Tensor, policies: torch.Tensor, timesteps: np.ndarray) -> None:
         self._start_search(SearchLineage('reanalyze', timesteps))
-        on_host = _copy_to_host(latents)
+        on_host = self._on_host(latents)
         step = SearchStep(on_host, policies)
         in_tree = self._begin_following(policies)
         nodes = []
@@ -267,18 +305,22 @@ class ManagedInference:
         Returns:
             - outputs (:obj:`Tuple`): Hidden state, next latent states :math:`(B, num_observations_tokens, E)`, reward,
                 policy and value logits :math:`(B, 1, ...)`.
+        Raises:
+            - ValueError: If the rows do not match; nothing has changed then.
         """
-        with torch.inference_mode():
-            outputs = self._predict_next_states(world_model, state_action_history, search_depth, start_pos)
-        return _usable_anywhere(outputs)
-
-    def _predict_next_states(
-            self, world_model: Any, state_action_history: list[tuple], search_depth: Sequence[int], start_pos: Any
-    ) -> Outputs:
-        model = self._model_of_search(world_model)
         latents, actions = state_action_history[-1]
         if isinstance(latents, torch.Tensor):
             latents = latents.detach().cpu().numpy()
+        node_shape = (self._num_observations_tokens, world_model.embed_dim)
+        _check_expansion(latents, actions, search_depth, node_shape)
+        with self._whole_inference():
+            outputs = self._predict_next_states(world_model, latents, actions, search_depth, start_pos)
+        return _usable_anywhere(outputs)
+
+    def _predict_next_states(
+            self, world_model: Any, latents: np.ndarray, actions: Any, search_depth: Sequence[int], start_pos: Any
+    ) -> Outputs:
+        model = self._model_of_search(world_model)
         actions = torch.as_tensor(actions, device=model.like.device)
         parents = self.nodes_of(latents, search_depth)
         timesteps = positions = None
@@ -290,10 +332,8 @@ class ManagedInference:
             hidden, next_latents, predictions = model.predict_next_state(batch, actions, positions)
             self.context_lengths = batch.lengths
             contexts = self._contexts.add(model, batch, parents)
-        try:
-            next_latents = self._add_nodes(parents, next_latents, actions, positions, contexts, predictions)
-        finally:
-            self.store.release(contexts)
+        next_latents = self._add_nodes(parents, next_latents, actions, positions, contexts, predictions)
+        self.store.release(contexts)
         return hidden, next_latents, predictions.reward, predictions.policy, predictions.value
 
     def imagine(
@@ -304,17 +344,15 @@ class ManagedInference:
         Overview:
             Roll out in latent space. Arguments, result and errors as ``KVCacheWorldModelMixin.imagine``.
         """
-        with torch.inference_mode():
-            rollout = self._imagine(
-                world_model, obs_or_latent, actions, horizon, choose, start_pos, generator
-            )
+        horizon = check_rollout(world_model, obs_or_latent, actions, horizon, choose, start_pos)
+        with self._whole_inference():
+            rollout = self._imagine(world_model, obs_or_latent, actions, horizon, choose, start_pos, generator)
         return Imagination(*_usable_anywhere(rollout))
 
     def _imagine(
             self, world_model: Any, obs_or_latent: torch.Tensor, actions: Optional[torch.Tensor],
-            horizon: Optional[int], choose: str, start_pos: Any, generator: Optional[torch.Generator]
+            horizon: int, choose: str, start_pos: Any, generator: Optional[torch.Generator]
     ) -> Imagination:
-        horizon = check_rollout(world_model, obs_or_latent, actions, horizon, choose, start_pos)
         model = self._current_model(world_model)
         latents = torch.as_tensor(obs_or_latent).to(model.like)
         if latents.shape[1:] != (self._num_observations_tokens, world_model.embed_dim):
@@ -357,7 +395,8 @@ class ManagedInference:
             - phase (:obj:`str`): 'collect' or 'eval'.
             - env_ids (:obj:`Optional[Sequence[int]]`): The environments; None: all.
         """
-        self.histories.forget(phase, env_ids)
+        with self._whole_inference():
+            self.histories.forget(phase, env_ids)
 
     def clear(self) -> None:
         """
@@ -365,8 +404,9 @@ class ManagedInference:
             Drop every context, and whatever else was made of the weights. Running episodes and a running search go on:
             what they miss is computed again.
         """
-        self._drop_contexts()
-        self._model = None
+        with self._whole_inference():
+            self._drop_contexts()
+            self._model = None
 
     def leave_device(self) -> None:
         """
@@ -374,10 +414,11 @@ class ManagedInference:
             Drop everything that lies on the model's device, because the model has moved to another, or to another
             dtype.
         """
-        self._drop_contexts()
-        self._end_search()
-        self._model = None
-        self.store.drop_memory()
+        with self._whole_inference():
+            self._drop_contexts()
+            self._end_search()
+            self._model = None
+            self.store.drop_memory()
 
     def _current_model(self, world_model: Any) -> CachedModel:
         if self._weights.have_changed(world_model) or self._model is None:
@@ -447,31 +488,44 @@ class ManagedInference:
 
     def _begin_search(
             self, lineage: SearchLineage, latents: torch.Tensor, histories: Sequence[EnvironmentHistory],
-            env_ids: Sequence[int], contexts: Sequence[Context], predictions: Predictions
+            env_ids: Sequence[int], contexts: Sequence[Context], predictions: Predictions, went_on: Sequence[bool]
     ) -> None:
         self._start_search(lineage)
-        on_host = _copy_to_host(latents)
+        on_host = self._on_host(latents)
         priorities = _priorities(self._scores['init_pool'], [0] * len(histories), predictions)
         nodes = []
-        went_on = [history.key is not None for history in histories]
         step = SearchStep(on_host, predictions.policy[:, 0])
         in_tree = self._begin_following(step.policies)
         for row, history in enumerate(histories):
             history.roots += 1
             scope = f'{history.scope}/{history.roots}'
-            history.key = node_key(scope, 0, on_host[row])
             nodes.append(SearchNode(
-                scope, history.key, row, 0, step, row, priority=priorities[row], in_tree=in_tree[row],
-                env_id=env_ids[row], history=history
+                scope, node_key(scope, 0, on_host[row]), row, 0, step, row, priority=priorities[row],
+                in_tree=in_tree[row], env_id=env_ids[row], history=history
             ))
             self._lineage.add(nodes[row], on_host[row].tobytes())
         self._contexts.cache(nodes, contexts)
-        for history, context in zip(histories, contexts):
+        for history, node, context in zip(histories, nodes, contexts):
             self.histories.hold(history, context)
+            history.key = node.key
         if self.config.on_miss == 'rebuild':
             self._root_contexts = [self.store.retain(context) for context in contexts]
         if self.observer is not None:
             self.observer.roots(nodes, went_on, predictions)
+
+    def _warn_once(self, sentence: str) -> None:
+        if sentence not in self._warnings_given:
+            self._warnings_given.add(sentence)
+            logger.warning('%s Said once.', sentence)
+
+    def _on_host(self, latents: torch.Tensor) -> np.ndarray:
+        on_host = _copy_to_host(latents)
+        if not np.isfinite(on_host).all():
+            self._warn_once(
+                'The world model predicts latent states with nan or inf, with the cache as without: have its weights '
+                'diverged?'
+            )
+        return on_host
 
     def _begin_following(self, policies: torch.Tensor) -> Sequence[Optional[SearchTreeNode]]:
         return [None] * len(policies) if self._follower is None else self._follower.begin(policies)
@@ -495,12 +549,10 @@ class ManagedInference:
         ]
 
     def _unknown_node(self, row: int, latents: np.ndarray, search_depth: Sequence[int]) -> SearchNode:
-        if not self._has_met_unknown_node:
-            self._has_met_unknown_node = True
-            logger.warning(
-                'A search expands a latent state that no inference of this search has returned; its context starts '
-                'from that latent state alone. Said once.'
-            )
+        self._warn_once(
+            'A search expands a latent state that no inference of this search has returned; its context starts from '
+            'that latent state alone.'
+        )
         depth = max(0, int(search_depth[row]) - 1) if len(search_depth) else 0
         scope = f'unknown/{row}'
         node = SearchNode(
@@ -522,7 +574,7 @@ class ManagedInference:
             self, parents: Sequence[SearchNode], latents: torch.Tensor, actions: torch.Tensor,
             positions: Optional[np.ndarray], contexts: Sequence[Context], predictions: Predictions
     ) -> torch.Tensor:
-        on_host = _copy_to_host(latents)
+        on_host = self._on_host(latents)
         distinct, names = self._lineage.name_latents(on_host, [parent.tree for parent in parents])
         if distinct is not on_host:
             latents = torch.from_numpy(distinct).to(latents.device)
@@ -583,16 +635,40 @@ def _priorities(score: Optional[Score], depths: Sequence[int], predictions: Pred
     return priorities
 
 
-def _check_rows(
-        batch_size: int, env_ids: Sequence[int], env_num: int, obs_act_dict: dict, first_steps: Sequence[bool]
-) -> None:
+def _checked_roots(
+        world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments, env_num: int
+) -> RootRows:
+    batch_size = len(obs_act_dict['current_obs'])
+    env_ids = roots.ids_of(batch_size)
+    first_steps = [is_first_step(action, world_model) for action in obs_act_dict['action']][:batch_size]
     if sorted(set(env_ids)) != sorted(env_ids) or len(env_ids) != batch_size:
         raise ValueError(f'env_ids are {list(env_ids)}: needed is one environment for each of the {batch_size} rows')
     if min(env_ids) < 0 or max(env_ids) >= env_num:
-        raise ValueError(f'env_ids are {list(env_ids)}: allowed are 0 to {env_num - 1}')
+        raise ValueError(
+            f'env_ids are {list(env_ids)}: allowed are 0 to {env_num - 1}, for the cache was set up for {env_num} '
+            'environments (the largest of policy.collector_env_num, policy.evaluator_env_num and '
+            'policy.model.world_model_cfg.env_num)'
+        )
     if len(first_steps) != batch_size:
         raise ValueError(f'{len(first_steps)} actions came with {batch_size} observations: needed is one for each')
     if not all(first_steps) and len(obs_act_dict['obs']) != batch_size:
         raise ValueError(
             f"{len(obs_act_dict['obs'])} last observations came with {batch_size} current ones: needed is one for each"
+        )
+    return RootRows(env_ids, host_timesteps(start_pos, batch_size), first_steps)
+
+
+def _check_expansion(
+        latents: np.ndarray, actions: Any, search_depth: Sequence[int], node_shape: tuple[int, int]
+) -> None:
+    if np.shape(latents)[1:] != node_shape or not len(latents):
+        raise ValueError(
+            f'latent states have the shape {np.shape(latents)}: needed is (rows, {node_shape[0]}, {node_shape[1]}), '
+            'with at least one row'
+        )
+    if len(actions) != len(latents):
+        raise ValueError(f'{len(actions)} actions came with {len(latents)} latent states: needed is one for each')
+    if len(search_depth) not in (0, len(latents)):
+        raise ValueError(
+            f'search_depth has {len(search_depth)} entries for {len(latents)} rows: needed is one for each'
         )

@@ -15,6 +15,8 @@ def host_timesteps(start_pos: Any, batch_size: int) -> np.ndarray:
         - batch_size (:obj:`int`): The number of rows.
     Returns:
         - timesteps (:obj:`np.ndarray`): :math:`(batch_size, )`.
+    Raises:
+        - ValueError: If there are fewer or more timesteps than rows.
     """
     if isinstance(start_pos, (list, tuple)) and all(np.ndim(position) == 0 for position in start_pos):
         timesteps = np.array([int(position) for position in start_pos])
@@ -22,6 +24,8 @@ def host_timesteps(start_pos: Any, batch_size: int) -> np.ndarray:
         timesteps = np.asarray([np.asarray(pos).tolist() for pos in start_pos] if np.ndim(start_pos) else start_pos)
     if timesteps.ndim == 2 and timesteps.size != batch_size:
         timesteps = np.pad(timesteps, ((0, 0), (0, 1)))
+    if timesteps.size not in (1, batch_size):
+        raise ValueError(f'start_pos has {timesteps.size} timesteps for {batch_size} rows: needed is one for each')
     return np.broadcast_to(timesteps.reshape(-1).astype(np.int64), (batch_size, ))
 
 
@@ -65,16 +69,10 @@ class SearchPositions:
             - reanalyze (:obj:`bool`): Whether the search reanalyses the replay buffer.
         Returns:
             - action, latent (:obj:`Tuple[np.ndarray, np.ndarray]`): :math:`(B, )` each.
-        Raises:
-            - ValueError: If there are fewer or more depths than rows.
         """
         if self._mode == 'aligned':
             steps = timesteps + parent_depths
             return 2 * steps + 1, 2 * steps + 2
-        if len(search_depth) not in (0, len(timesteps)):
-            raise ValueError(
-                f'search_depth has {len(search_depth)} entries for {len(timesteps)} rows: needed is one for each'
-            )
         reported = np.asarray(search_depth, dtype=np.int64) if len(search_depth) else parent_depths + 1
         steps = timesteps + reported
         if reanalyze:

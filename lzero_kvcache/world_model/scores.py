@@ -109,11 +109,11 @@ def resolve_score(name: str, key_path: str) -> Score:
 def mean_bin(logits: torch.Tensor) -> torch.Tensor:
     """
     Overview:
-        The number of the bin that a model expects.
+        The number of the bin that a model expects; -1 where it predicts nan.
     Arguments:
         - logits (:obj:`torch.Tensor`): :math:`(B, support_size)`.
     Returns:
         - bins (:obj:`torch.Tensor`): :math:`(B, )`.
     """
     bins = torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-    return logits.softmax(-1) @ bins
+    return (logits.softmax(-1) @ bins).nan_to_num(nan=-1.)
