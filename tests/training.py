@@ -126,7 +126,10 @@ def stock_policies() -> Iterator[None]:
         POLICY_REGISTRY.update(registered)
 
 
-def call_entry(entry: Callable, folder: Path, configs: tuple[EasyDict, EasyDict], stock: bool = False, **kwargs: Any):
+def call_entry(
+        entry: Callable, folder: Path, configs: tuple[EasyDict, EasyDict], stock: bool = False, seed: int = 0,
+        **kwargs: Any
+):
     """Call a stock entry with ``folder`` as the working directory. ``stock``: on the stock policies."""
     with pytest.MonkeyPatch.context() as patch:
         # Entries write below the working directory.
@@ -136,7 +139,7 @@ def call_entry(entry: Callable, folder: Path, configs: tuple[EasyDict, EasyDict]
         # DI-engine writes the config to a file; laying it out takes longer than the rest of a short run.
         patch.setattr('yapf.yapflib.yapf_api.FormatCode', lambda code: (code, False))
         with stock_policies() if stock else nullcontext():
-            return entry(list(configs), seed=0, **kwargs)
+            return entry(list(configs), seed=seed, **kwargs)
 
 
 def train(
