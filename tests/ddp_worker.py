@@ -1,6 +1,6 @@
 """
-What torchrun starts in test_processes.py: the stock policy, the plugin, and both compared, each trained by
-``train_unizero_segment`` in all processes. Leaves ``rank<number>.json`` in the folder that it is given.
+What torchrun starts in test_processes.py: the stock policy, the plugin, and both compared, each trained in all
+processes. Leaves ``rank<number>.json`` in the folder that it is given.
 """
 import hashlib
 import json
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from easydict import EasyDict
-from lzero.entry import train_unizero_segment
+from lzero.entry import train_unizero, train_unizero_segment
 from training import Run, call_entry, check_statistics, small_configs
 
 from lzero_kvcache.ddp import ddp_context
@@ -23,8 +23,10 @@ from lzero_kvcache.plugin.statistics import step_listeners
 SIDES: dict[str, dict[str, Any]] = {
     'stock': dict(kv_cache=None, stock=True),
     'managed': dict(kv_cache=dict(strategy='lru')),
+    'managed, by episodes': dict(kv_cache=dict(strategy='lru')),
     'validate': dict(kv_cache=dict(mode='validate')),
 }
+ENTRIES = {side: train_unizero if 'episodes' in side else train_unizero_segment for side in SIDES}
 SEGMENTS = dict(
     multi_gpu=True, num_segments=2, game_segment_length=10, train_start_after_envsteps=0, buffer_reanalyze_freq=1,
     reanalyze_batch_size=4, reanalyze_partition=0.75, update_per_collect=None, replay_ratio=0.2,
@@ -53,7 +55,7 @@ def train(side: str, folder: Path, rank: int) -> dict[str, Any]:
         del main_config.policy.learn.learner.hook['close_writer']
     step_listeners.append(count)
     policy = call_entry(
-        train_unizero_segment, folder, configs, stock=side == 'stock', seed=rank * 100, max_env_step=MAX_ENV_STEP
+        ENTRIES[side], folder, configs, stock=side == 'stock', seed=rank * 100, max_env_step=MAX_ENV_STEP
     )
     step_listeners.remove(count)
     run = Run(policy, folder / side)
@@ -80,9 +82,7 @@ def train(side: str, folder: Path, rank: int) -> dict[str, Any]:
 
 def learner_steps(rank: int) -> int:
     """After 10 transitions in the first process, and 15 in the second."""
-    import lzero.entry  # noqa: F401
-
-    entry = sys.modules['lzero.entry.train_unizero_segment']
+    entry = sys.modules[train_unizero_segment.__module__]
     config = EasyDict(policy=dict(update_per_collect=None, replay_ratio=0.3, game_segment_length=10))
     segments = [[None] * 20, [None] * 5][:1 + rank]
     return entry.calculate_update_per_collect(config, [segments], dist.get_world_size())

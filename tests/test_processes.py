@@ -6,12 +6,15 @@ import subprocess
 import sys
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import pytest
 import torch
 from click.testing import CliRunner
 from ddp_worker import MAX_ENV_STEP, SIDES
+from ding.policy import Policy
+from ding.utils import allreduce_data
 from easydict import EasyDict
 from episodes import Episodes
 from lzero.entry import train_unizero, train_unizero_segment
@@ -119,7 +122,8 @@ def test_predictions_agree_with_the_stock_code_in_all_processes(ddp_results):
 @pytest.mark.slow
 @every_side
 def test_the_first_process_writes_for_all(ddp_runs, ddp_folder, side):
-    assert len(list(ddp_folder.glob(f'{side}*/**/events.out.tfevents.*'))) == 1
+    assert {path.name for path in ddp_folder.iterdir()} == {*SIDES, 'rank0.json', 'rank1.json'}
+    assert len(list(ddp_folder.glob(f'{side}/**/events.out.tfevents.*'))) == 1
     scalars = read_scalars(ddp_folder / side / 'log' / 'serial')
     env_steps = scalars['learner_step/weighted_total_loss_avg'][-1][0]
     assert env_steps >= MAX_ENV_STEP
@@ -140,6 +144,14 @@ def test_the_example_trains_in_two_processes(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {'run', 'run.log', 'run_rank1.log'}
     scalars = read_scalars(tmp_path / 'run' / 'log' / 'serial')
     assert scalars['kv_cache/collect_recur_pool/hit_rate'][-1][1] == 1.
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='with a GPU the release adds numbers up there')
+def test_what_is_mended_fails_in_the_release():
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'data'"):
+        Policy.sync_gradients(SimpleNamespace(_bp_update_sync=True), torch.nn.Linear(1, 1))
+    with pytest.raises((AssertionError, RuntimeError), match='CUDA|NVIDIA'):
+        allreduce_data(1, 'sum')
 
 
 def test_without_torchrun_there_is_no_process_group(monkeypatch):

@@ -176,6 +176,17 @@ def test_training_goes_on_with_all_that_was_saved(tmp_path, runs, writer, reader
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('side', SIDES)
+def test_the_learners_own_hook_goes_on_counting(tmp_path, runs, side):
+    saved = torch.load(runs['plugin'].checkpoint, map_location='cpu')
+    hook = dict(load_ckpt_before_run=runs['plugin'].checkpoint)
+    run = train(CONFIGS[0], tmp_path, learn=dict(learner=dict(hook=hook)), **SIDES[side])
+    last = torch.load(run.checkpoint, map_location='cpu')
+    assert last['last_iter'] > saved['last_iter'] > 0
+    assert optimizer_steps(last) == {last['last_iter']}
+
+
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_from_its_last_checkpoint(tmp_path):
     process = subprocess.Popen(
         run_command(CARTPOLE_FILE, '--exp-name', 'killed', *SMALL,
