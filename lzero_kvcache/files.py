@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from secrets import token_hex
 from typing import Union
 
 
@@ -32,6 +33,16 @@ def disk_full_named(path: Path) -> Iterator[None]:
         raise DiskFullError(path) from error
 
 
+def not_through_a_link(path: str, flags: int) -> int:
+    """
+    Overview:
+        An ``opener`` for files that are written in place: what a symbolic link leads to lies elsewhere.
+    Raises:
+        - OSError: If the file is a link.
+    """
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
+
+
 def write_atomically(path: Path, content: Union[str, bytes]) -> None:
     """
     Overview:
@@ -42,10 +53,11 @@ def write_atomically(path: Path, content: Union[str, bytes]) -> None:
     Raises:
         - DiskFullError: If there is no room; the former content stays.
     """
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+    temporary = path.with_name(f'.{path.name}.{token_hex(8)}')
     try:
         with disk_full_named(path):
-            with open(temporary, 'wb') as file:
+            # Never through a link that lies there: 'x'.
+            with open(temporary, 'xb') as file:
                 file.write(content.encode() if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())

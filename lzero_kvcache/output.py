@@ -8,6 +8,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
+from rich.text import Text
+
+from .files import not_through_a_link
+from .untrusted import printable
 
 LINES_SHOWN_ON_FAILURE = 30
 
@@ -34,7 +38,7 @@ def output_to(log_path: Path) -> Iterator[Console]:
 
 @contextmanager
 def _redirected(saved: list[int], log_path: Path) -> Iterator[Console]:
-    with open(saved[0], 'w', closefd=False) as descriptor, open(log_path, 'w') as log:
+    with open(saved[0], 'w', closefd=False) as descriptor, open(log_path, 'w', opener=not_through_a_link) as log:
         # Without a terminal rich would take 80 columns, too few for the wider tables.
         screen = Console(file=descriptor, width=None if descriptor.isatty() else 120)
         sys.stdout.flush()
@@ -65,7 +69,9 @@ def spinner(screen: Console, text: str) -> Live:
         - screen (:obj:`Console`): The screen, as ``output_to`` returns it.
         - text (:obj:`str`): What goes on.
     """
-    return Live(Spinner('dots', text), console=screen, transient=True, redirect_stdout=False, redirect_stderr=False)
+    # A path with brackets is no markup.
+    shown = Spinner('dots', Text(text))
+    return Live(shown, console=screen, transient=True, redirect_stdout=False, redirect_stderr=False)
 
 
 def _flush(disk_may_be_full: bool = False) -> None:
@@ -79,6 +85,5 @@ def _flush(disk_may_be_full: bool = False) -> None:
 
 def _show_tail(screen: Console, log_path: Path) -> None:
     lines = log_path.read_text(errors='replace').splitlines()[-LINES_SHOWN_ON_FAILURE:]
-    screen.print(f'The run has failed. The last lines of {log_path}:', soft_wrap=True)
-    for line in lines:
+    for line in (f'The run has failed. The last lines of {log_path}:', *map(printable, lines)):
         screen.print(line, markup=False, highlight=False, soft_wrap=True)

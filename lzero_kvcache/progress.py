@@ -38,8 +38,9 @@ def run_progress(exp_name: str, max_env_step: Optional[int] = None) -> Iterator[
         finally:
             step_listeners.remove(display.on_step)
         display.show_statistics()
-        screen.print(f'TensorBoard: tensorboard --logdir {exp_name}/log   (scalars kv_cache/...)', soft_wrap=True)
-        screen.print(f'Output of LightZero: {log_path}', soft_wrap=True)
+        screen.print(f'TensorBoard: tensorboard --logdir {exp_name}/log   (scalars kv_cache/...)', markup=False,
+                     soft_wrap=True)
+        screen.print(f'Output of LightZero: {log_path}', markup=False, soft_wrap=True)
 
 
 class _RunDisplay:

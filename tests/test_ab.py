@@ -1,5 +1,6 @@
 """A/B runs: configs that are refused, trials that are resumed, fail and are interrupted, and what they leave."""
 import csv
+import hashlib
 import io
 import json
 import os
@@ -205,7 +206,8 @@ def test_an_unedited_stock_config_is_measured_by_the_plugin(write_config):
 
 def test_a_trial_reads_the_very_spec_that_was_written(write_config, tmp_path):
     for spec in load_ab_config(write_config(TWO_ARMS)).specs(seeds=[3, 4]):
-        read = load_spec(prepare(tmp_path / spec.name, spec.to_bytes()))
+        path = prepare(tmp_path / spec.name, spec.to_bytes())
+        read = load_spec(path, hashlib.sha256(path.read_bytes()).hexdigest())
         assert read == spec and read.fingerprint() == spec.fingerprint()
 
 

@@ -25,7 +25,10 @@ def test_gpus_take_turns_and_nothing_runs_on(gpus, seen, tmp_path, monkeypatch):
     events = LocalBackend(3, 1, gpus).run(specs(3), RunFolder(tmp_path / 'out'))
     for _ in range(3):
         assert not next(events).ended
-    running = trial_processes(tmp_path)
+    running = {}
+    # A process that has just been started may still look like its parent.
+    while len(running) < 3:
+        running.update(trial_processes(tmp_path))
     events.close()
     assert [running[f'trial{number}'].get('CUDA_VISIBLE_DEVICES') for number in range(3)] == seen
     assert trial_processes(tmp_path) == {}

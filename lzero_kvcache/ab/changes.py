@@ -19,7 +19,10 @@ def changes(outcome: Mapping[str, Any], spec: TrialSpec) -> list[str]:
     Returns:
         - changes (:obj:`List[str]`): E.g. 'max_env_step 3000 -> 300', the first few; at least one.
     """
-    former, present = _flat(outcome.get('settings') or {}), _flat(as_json(spec.settings()))
+    settings = outcome.get('settings')
+    # Not so in a folder from elsewhere.
+    former = _flat(settings) if isinstance(settings, Mapping) else {}
+    present = _flat(as_json(spec.settings()))
     if not former:
         # A trial.json of an earlier release.
         former = dict(max_env_step=outcome.get('max_env_step'))

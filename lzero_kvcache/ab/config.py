@@ -1,6 +1,5 @@
 """An A/B config: a config file of LightZero's kind with ``arms`` and ``seeds``."""
 import pickle
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -16,10 +15,9 @@ from ..experiment import Experiment, apply_overrides, check_environment, run_con
 from ..experiment.config_file import POLICY_TYPES, experiment_of
 from ..experiment.overrides import PLUGIN
 from .buildable import check_buildable
-from .spec import TrialSpec, leaves
+from .spec import ARM_NAME, LARGEST_SEED, TrialSpec, leaves
 
 NEEDED = ('main_config', 'create_config', 'arms', 'seeds')
-ARM_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]*')
 
 
 @dataclass
@@ -152,7 +150,7 @@ def _checked_arms(path: Path, arms: Any) -> dict[str, Mapping[str, Any]]:
     for arm in arms:
         if not isinstance(arm, str) or not ARM_NAME.fullmatch(arm):
             raise ValueError(f"{path}: arms has the name {arm!r}, which becomes a part of a folder's name: allowed are "
-                             'letters, digits, _, - and ., a letter or digit first')
+                             'letters, digits, _, - and ., a letter or digit first, 100 at most')
         # Some file systems do not tell them apart.
         other = folders.setdefault(arm.lower(), arm)
         if other != arm:
@@ -164,8 +162,10 @@ def _checked_seeds(path: Path, seeds: Any) -> list[int]:
     if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Sequence) or not seeds:
         raise ValueError(f'{path}: seeds is {seeds!r}: allowed is a list such as [0, 1, 2]')
     for number, seed in enumerate(seeds):
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or seed < 0:
-            raise ValueError(f'{path}: seeds[{number}] is {seed!r}: allowed is an integer of at least 0')
+        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= LARGEST_SEED:
+            raise ValueError(
+                f'{path}: seeds[{number}] is {seed!r}: allowed is an integer of at least 0 and below 2 ** 32'
+            )
         if seed in seeds[:number]:
             raise ValueError(f'{path}: seeds has {seed!r} twice: each seed is one trial per arm')
     return [int(seed) for seed in seeds]

@@ -8,6 +8,7 @@ from typing import Optional
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
+from ..untrusted import printable
 from .folder import RunFolder
 from .spec import TrialSpec
 
@@ -55,7 +56,7 @@ class ABDisplay:
             - lines (:obj:`str`): Plain text.
         """
         for line in lines:
-            self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable(line), markup=False, highlight=False, soft_wrap=True)
 
     def started(self, spec: TrialSpec) -> None:
         """

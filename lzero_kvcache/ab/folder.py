@@ -1,14 +1,17 @@
 """The folder of an A/B run: what is in it, and which of its trials are done."""
 import fcntl
 import json
+import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Optional
 
-from ..files import DiskFullError, disk_full_named, write_atomically
+from ..files import DiskFullError, disk_full_named, not_through_a_link, write_atomically
+from ..untrusted import read_json
 from .changes import changes
+from .results import checked_row
 from .spec import TrialSpec
 
 ALMOST_NOTHING = 2 ** 20
@@ -39,7 +42,13 @@ class RunFolder:
         try:
             with disk_full_named(self.path):
                 (self.path / 'trials').mkdir(parents=True, exist_ok=True)
-                lock = open(self.path / '.lock', 'w')
+                for name in ('trials', '.lock'):
+                    if (self.path / name).is_symlink():
+                        raise ValueError(
+                            f'{self.path / name} is a symbolic link, through which an A/B run would write and remove '
+                            'elsewhere: remove it, or choose another --out'
+                        )
+                lock = open(self.path / '.lock', 'w', opener=not_through_a_link)
         except OSError as error:
             raise ValueError(f'{self.path} cannot be written to: {error.strerror}') from error
         with lock:
@@ -145,6 +154,9 @@ def prepare(folder: Path, spec: bytes) -> Path:
     Returns:
         - spec_path (:obj:`Path`): The file to run.
     """
+    if folder.is_symlink() or folder.is_file():
+        # What a link leads to is not ours.
+        folder.unlink()
     if folder.exists():
         # First of all, so that a folder that is half removed does not pass for a trial that has ended.
         (folder / 'trial.json').unlink(missing_ok=True)
@@ -169,14 +181,21 @@ def last_lines(log_path: Path) -> list[str]:
 
 
 def _read_outcome(folder: Path) -> Optional[dict[str, Any]]:
-    return _read_json(folder / 'trial.json', dict(arm=str, seed=int, spec=str, status=str, result=dict))
+    path = folder / 'trial.json'
+    outcome = _read_json(path, dict(arm=str, seed=int, spec=str, status=str, result=dict))
+    if outcome is None:
+        return None
+    try:
+        return dict(outcome, result=checked_row(outcome))
+    except ValueError as error:
+        raise ValueError(f'{path} is broken, {error}: remove it, or choose another --out') from error
 
 
 def _read_json(path: Path, needed: Mapping[str, type]) -> Optional[dict[str, Any]]:
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except ValueError as error:
         raise ValueError(f'{path} is not readable ({error}): remove it, or choose another --out') from error
     for name, kind in needed.items():

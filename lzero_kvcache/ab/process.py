@@ -1,4 +1,5 @@
 """The process of a trial."""
+import hashlib
 import os
 import signal
 import subprocess
@@ -27,7 +28,8 @@ class TrialProcess:
         gpus = {} if gpu is None else dict(CUDA_VISIBLE_DEVICES=gpu)
         with open(self.folder / 'output.log', 'wb') as log:
             self._process = subprocess.Popen(
-                [sys.executable, '-m', 'lzero_kvcache.ab.trial', '--end-with-stdin', str(spec_path)],
+                [sys.executable, '-m', 'lzero_kvcache.ab.trial', '--end-with-stdin', str(spec_path),
+                 '--sha256', hashlib.sha256(spec_path.read_bytes()).hexdigest()],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
                 env=dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED='1', **gpus),
                 # A group of its own: Ctrl-C is for the parent, which then ends the trial with all its processes.

@@ -2,14 +2,16 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf, isfinite
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Optional
 
+from rich.markup import escape
 from rich.table import Table
 
 from ..files import write_atomically
-from .spec import TrialSpec
+from .spec import ARM_NAME, LARGEST_SEED, TrialSpec
 
 POOLS = ('init_pools', 'recur_pool', 'wm_pool')
 COLUMNS = (
@@ -18,6 +20,8 @@ COLUMNS = (
     'peak_memory_mb', 'peak_gpu_memory_mb', 'log',
 )
 MIB = 2 ** 20
+# Beyond any result; sums and squares of such numbers are still numbers.
+LARGEST_NUMBER = 1e30
 # Trials end with whole episodes; where steps differ by more than this, totals do so, too.
 MOST_UNEQUAL = 1.05
 # What the table shows: heading, column, format.
@@ -75,9 +79,50 @@ def failed_row(spec: TrialSpec) -> dict[str, Any]:
     return _row(spec, 'failed')
 
 
+def checked_row(outcome: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Overview:
+        The results of a trial that has ended, as they stand in a ``trial.json`` that may come from anywhere.
+    Arguments:
+        - outcome (:obj:`Mapping[str, Any]`): What the file says; arm, seed and status are of the right types.
+    Returns:
+        - row (:obj:`Dict[str, Any]`): The ``COLUMNS``; None where the file has nothing to say.
+    Raises:
+        - ValueError: If a result is none, or does not belong to the trial.
+    """
+    arm, seed, status, result = outcome['arm'], outcome['seed'], outcome['status'], outcome['result']
+    if status not in ('done', 'failed') or not ARM_NAME.fullmatch(arm) or not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f'{status!r} is no status, {arm!r} no arm, or {seed!r} no seed of a trial')
+    own = dict(arm=arm, seed=seed, status=status, log=log_path(arm, seed))
+    for name, value in own.items():
+        if result.get(name) != value:
+            raise ValueError(f'{name!r} of its result is {result.get(name)!r} instead of {value!r}')
+    numbers = {column: result.get(column) for column in COLUMNS if column not in own}
+    for column, number in numbers.items():
+        needed = status == 'done' and column in ('env_steps', 'seconds')
+        if number is None and not needed:
+            continue
+        if isinstance(number, bool) or not isinstance(number, (int, float)) or (
+            LARGEST_NUMBER < abs(number) < inf if not needed else not abs(number) <= LARGEST_NUMBER
+        ):
+            raise ValueError(f'{column!r} of its result is {number!r}: allowed are numbers up to {LARGEST_NUMBER:g}')
+    return {column: own[column] if column in own else numbers[column] for column in COLUMNS}
+
+
+def log_path(arm: str, seed: int) -> str:
+    """
+    Overview:
+        Where the output of a trial lies, relative to the run's folder.
+    Arguments:
+        - arm (:obj:`str`): Its arm.
+        - seed (:obj:`int`): Its seed.
+    """
+    return f'trials/{arm}_seed{seed}/output.log'
+
+
 def _row(spec: TrialSpec, status: str) -> dict[str, Any]:
     return dict(dict.fromkeys(COLUMNS), arm=spec.arm, seed=spec.seed, status=status,
-                log=f'trials/{spec.name}/output.log')
+                log=log_path(spec.arm, spec.seed))
 
 
 def _ratio(number: float, of: float) -> Optional[float]:
@@ -108,7 +153,7 @@ def means_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         - rows (:obj:`Sequence[Mapping]`): As ``result_row``, those of trials that are done.
         - title (:obj:`str`): The table's.
     """
-    table = Table(title=title, box=None, padding=(0, 2, 0, 0), header_style='bold')
+    table = Table(title=escape(title), box=None, padding=(0, 2, 0, 0), header_style='bold')
     table.add_column('arm', no_wrap=True)
     table.add_column('seeds', justify='right')
     for heading, *_ in SHOWN:
@@ -117,7 +162,8 @@ def means_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         of_arm = [row for row in rows if row['arm'] == arm]
         cells = []
         for _, column, text in SHOWN:
-            values = [row[column] for row in of_arm if row[column] is not None]
+            # A return may be infinite, or nan, where a model has diverged.
+            values = [row[column] for row in of_arm if row[column] is not None and isfinite(row[column])]
             spread = f' ±{text.format(stdev(values))}' if len(values) > 1 else ''
             missing = f' (of {len(values)})' if len(values) < len(of_arm) else ''
             cells.append(text.format(mean(values)) + spread + missing if values else '-')

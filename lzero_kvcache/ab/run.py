@@ -5,8 +5,10 @@ from datetime import datetime
 from typing import Any, Optional
 
 from rich.console import Console
+from rich.markup import escape
 
 from ..bench.machine import machine
+from ..untrusted import printable
 from .backend import Backend, Event
 from .changes import by_changes
 from .config import ABConfig
@@ -63,7 +65,8 @@ class ABRun:
                 'Choose another --out, or add --redo: it runs them again, and removes each when its new trial begins',
             ]))
         self._known, self._left_out = self._all_known()
-        self._started = former.get('started', datetime.now().astimezone().isoformat(timespec='seconds'))
+        now = datetime.now().astimezone().isoformat(timespec='seconds')
+        self._started = former['started'] if isinstance(former.get('started'), str) else now
 
     def run(self, backend: Backend) -> list[TrialSpec]:
         """
@@ -133,9 +136,9 @@ class ABRun:
                 soft_wrap=True
             )
         outcomes = [outcome for outcome in map(self.folder.outcome, self._known) if outcome]
-        threads = {outcome.get('threads') for outcome in outcomes if outcome['status'] == 'done'}
+        threads = {str(outcome.get('threads')) for outcome in outcomes if outcome['status'] == 'done'}
         if len(threads) > 1:
-            numbers = ', '.join(sorted(map(str, threads)))
+            numbers = escape(printable(', '.join(sorted(threads))))
             self._console.print(f'The trials ran with different numbers of threads ({numbers}): their times cannot be '
                                 'compared.', soft_wrap=True)
 

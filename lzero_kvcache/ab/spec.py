@@ -1,6 +1,7 @@
 import hashlib
 import json
 import pickle
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -10,6 +11,10 @@ if TYPE_CHECKING:
     # Ray's workers, which only pass a spec on, need not load LightZero.
     from ..experiment import Experiment
 
+# A part of a folder's name; a hundred characters leave room for the rest, and none begins a formula of a spreadsheet.
+ARM_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.-]{0,99}')
+# Of numpy's generator.
+LARGEST_SEED = 2 ** 32 - 1
 # A trial that other versions of these have run is not the same trial.
 PACKAGES = ('lightzero', 'lzero-kvcache', 'torch')
 

@@ -1,4 +1,5 @@
-"""One trial, in a process of its own: ``python -m lzero_kvcache.ab.trial SPEC``."""
+"""One trial, in a process of its own: ``python -m lzero_kvcache.ab.trial SPEC --sha256 DIGEST``."""
+import hashlib
 import json
 import os
 import pickle
@@ -19,14 +20,20 @@ DISK_FULL_STATUS = 74
 WRITER_HOOK = dict(name='ab_flush', type='ab_flush', position='after_run', priority=100, ext_args={})
 
 
-def load_spec(path: Path) -> TrialSpec:
+def load_spec(path: Path, sha256: str) -> TrialSpec:
     """
     Overview:
-        Read a spec, with the modules that it needs.
+        Read a spec, with the modules that it needs. It can execute anything, as the config that it has been made from.
     Arguments:
         - path (:obj:`Path`): A file that holds ``TrialSpec.to_bytes``.
+        - sha256 (:obj:`str`): Its digest, by which whoever has written it vouches for it.
+    Raises:
+        - ValueError: If it has another digest. Nothing of it is executed then.
     """
-    import_path, content = pickle.loads(path.read_bytes())
+    written = path.read_bytes()
+    if hashlib.sha256(written).hexdigest() != sha256:
+        raise ValueError(f'{path} is not what the command that starts the trial has written: it is not read')
+    import_path, content = pickle.loads(written)
     sys.path += [entry for entry in import_path if entry not in sys.path]
     return pickle.loads(content)
 
@@ -107,13 +114,21 @@ def _end_with_stdin() -> None:
 
 @click.command()
 @click.argument('spec_path', metavar='SPEC', type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option('--sha256', required=True, help='The digest of SPEC, from the command that has written it.')
 @click.option('--end-with-stdin', is_flag=True, help='End when the standard input does, as it will with the parent.')
-def main(spec_path: Path, end_with_stdin: bool) -> None:
-    """Run the trial of the file SPEC in the folder that it lies in."""
+def main(spec_path: Path, sha256: str, end_with_stdin: bool) -> None:
+    """
+    Run the trial of the file SPEC in the folder that it lies in.
+
+    'lzero-kvcache ab' calls this. A SPEC from elsewhere is refused, because reading one can execute anything.
+    """
     if end_with_stdin:
         _end_with_stdin()
     folder = spec_path.parent
-    spec = load_spec(spec_path)
+    try:
+        spec = load_spec(spec_path, sha256)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
     try:
         try:
             with disk_full_named(folder):

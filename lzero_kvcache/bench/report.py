@@ -3,12 +3,14 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
 from rich.progress import Progress
 
+from ..files import write_atomically
 from ..output import output_to
 from .growth import Growth
 from .launches import Launches
@@ -48,7 +50,7 @@ def run_benchmark(names: Sequence[str], settings: Settings, threads: int, out: P
             for section in sections:
                 rows = section.measure(settings, progress)
                 report['sections'][section.name] = rows
-                (out / REPORT).write_text(json.dumps(report, indent=2))
+                write_atomically(out / REPORT, json.dumps(report, indent=2))
                 draw(section, rows, out / f'{section.name}.png')
                 progress.console.print(section.table(rows), '')
                 progress.advance(overall)
@@ -71,4 +73,6 @@ def draw(section: Section, rows: list[dict], path: Path) -> None:
     for panel in figure.axes:
         panel.spines[['top', 'right']].set_visible(False)
         panel.tick_params(axis='x', labelsize='small')
-    figure.savefig(path, dpi=120)
+    image = BytesIO()
+    figure.savefig(image, format='png', dpi=120)
+    write_atomically(path, image.getvalue())

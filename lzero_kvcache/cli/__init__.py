@@ -3,6 +3,7 @@ from typing import Any
 
 import click
 
+from ..untrusted import printable
 from .ab import ab
 from .bench import bench
 from .doctor import doctor
@@ -15,7 +16,8 @@ from .trace import trace
 class CommandGroup(click.Group):
     """
     Overview:
-        Says in a sentence which package is missing, and takes SIGTERM for Ctrl-C.
+        Says in a sentence which package is missing, and takes SIGTERM for Ctrl-C. What a file from elsewhere brings
+        into a message is shown, and not obeyed by the terminal.
     """
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -28,6 +30,9 @@ class CommandGroup(click.Group):
         try:
             with sigterm_as_interrupt():
                 return super().invoke(ctx)
+        except click.ClickException as error:
+            error.message = printable(error.message)
+            raise
         except ModuleNotFoundError as error:
             from ..doctor.requirements import how_to_install
 

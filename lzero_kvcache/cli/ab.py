@@ -30,8 +30,10 @@ class CommaSeparated(click.ParamType):
         entries = [entry.strip() for entry in value.split(',') if entry.strip()]
         if not entries:
             self.fail('the list is empty', param, ctx)
-        if self._kind is int and not all(entry.isdecimal() for entry in entries):
-            self.fail(f'{value!r} is no list of integers of at least 0, such as 0,1,2', param, ctx)
+        if self._kind is int and not all(
+            entry.isdecimal() and len(entry) <= 10 and int(entry) < 2 ** 32 for entry in entries
+        ):
+            self.fail(f'{value!r} is no list of integers of at least 0 and below 2 ** 32, such as 0,1,2', param, ctx)
         return list(dict.fromkeys(map(self._kind, entries)))
 
 
@@ -70,19 +72,21 @@ def ab(
         raise click.UsageError('--address and --gpus-per-trial are for --backend ray')
     if address and jobs:
         raise click.UsageError('--jobs is for this machine: on a cluster Ray runs as many trials as --threads allows')
-    out = out or Path('data_ab') / config_path.stem
+    # Of a file '...py' the stem is '..'.
+    out = out or Path('data_ab') / (config_path.stem.strip('.') or 'ab')
     config = _checked(config_path, max_env_step, arms)
     from rich.console import Console
 
     from ..ab.folder import RunFolder
     from ..ab.run import ABRun
     from ..files import DiskFullError
+    from ..untrusted import printable
 
     console = Console()
     if not console.is_terminal:
         # Rich would take 80 columns, too few for the table.
         console = Console(width=120)
-    for note in config.notes:
+    for note in map(printable, config.notes):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     folder = RunFolder(out)
     try:
@@ -99,7 +103,7 @@ def ab(
         ) from error
     except KeyboardInterrupt:
         console.print(f'Interrupted. The trials that are done are kept in {out}; the same command goes on from there.',
-                      highlight=False, soft_wrap=True)
+                      markup=False, highlight=False, soft_wrap=True)
         raise SystemExit(130) from None
     if failed:
         raise click.ClickException(

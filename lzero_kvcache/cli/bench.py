@@ -31,4 +31,7 @@ def bench(names: tuple, steps: int, quick: bool, threads: int, out: Path) -> Non
     settings = QUICK if quick else Settings()
     if steps is not None:
         settings = replace(settings, steps=steps, growth_steps=min(steps, settings.growth_steps))
-    run_benchmark(names, settings, threads, out)
+    try:
+        run_benchmark(names, settings, threads, out)
+    except OSError as error:
+        raise click.ClickException(f'{error.filename or out} cannot be written: {error.strerror}') from error

@@ -7,6 +7,7 @@ from typing import Any, Optional
 
 import click
 
+from ..untrusted import printable
 from .run import INTERRUPTED
 
 
@@ -32,7 +33,8 @@ def simulate(
     from ..files import DiskFullError, disk_full_named
     from ..output import output_to, spinner
 
-    out = out or trace.with_name(f'{trace.stem}_simulated')
+    # The name of '.' or '/' is empty.
+    out = out or trace.parent / f'{trace.stem}_simulated'
     refusal, interrupted = None, False
     # What importing DI-engine prints is of no use.
     with TemporaryDirectory() as folder, output_to(Path(folder) / 'simulation.log') as screen:
@@ -94,8 +96,8 @@ def _nearest(path: Path) -> str:
 def _show_survey(screen: Any, seen: Any) -> None:
     facts = seen.facts
     screen.print(
-        f'{seen.reader.path}: {seen.describe_searches()}; {seen.expansions:,} expansions. A search of all '
-        f'{facts.env_num} environments has {facts.nodes_of_search:,} nodes ({facts.num_simulations} simulations).',
+        f'{printable(str(seen.reader.path))}: {seen.describe_searches()}; {seen.expansions:,} expansions. A search of '
+        f'all {facts.env_num} environments has {facts.nodes_of_search:,} nodes ({facts.num_simulations} simulations).',
         markup=False, highlight=False, soft_wrap=True
     )
     if not seen.reader.is_complete:

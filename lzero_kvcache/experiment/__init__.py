@@ -1,4 +1,5 @@
 """A LightZero config file as it would run: loaded unedited, changed, run by its stock entry."""
+from .checkpoint import check_checkpoint
 from .config_file import ENTRIES, Experiment, load_experiment, run_config_file
 from .environment import check_environment
 from .options import apply_options
@@ -9,6 +10,7 @@ __all__ = [
     'Experiment',
     'apply_options',
     'apply_overrides',
+    'check_checkpoint',
     'check_environment',
     'load_experiment',
     'run_config_file',

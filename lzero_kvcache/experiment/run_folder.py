@@ -1,4 +1,5 @@
 """The folder that a run writes to."""
+import os
 import shutil
 from pathlib import Path
 from zipfile import is_zipfile
@@ -11,13 +12,15 @@ def check_new_folder(folder: Path) -> None:
     Overview:
         Make sure that a run can have a folder of its own.
     Arguments:
-        - folder (:obj:`Path`): It and its log file, ``<folder>.log``, must not be there yet: DI-engine would write
-            elsewhere.
+        - folder (:obj:`Path`): It and its log file, ``<folder>.log``, must not be there yet, be it as a link that leads
+            nowhere: DI-engine would write elsewhere.
     Raises:
         - ValueError: If one is, or if nothing can be written there.
     """
+    if '\0' in str(folder):
+        raise ValueError(f'{str(folder)!r} cannot be the name of a folder: choose another one')
     for path in (folder, log_file(folder)):
-        if path.exists():
+        if os.path.lexists(path):
             raise ValueError(f'{path} is there already, perhaps from a former run: choose another folder')
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

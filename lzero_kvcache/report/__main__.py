@@ -2,6 +2,7 @@ from pathlib import Path
 
 import click
 
+from ..untrusted import printable
 from .page import write_report
 
 
@@ -12,7 +13,7 @@ def main(folder: Path) -> None:
     try:
         click.echo(write_report(folder))
     except ValueError as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
 
 
 if __name__ == '__main__':

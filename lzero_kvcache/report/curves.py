@@ -159,4 +159,7 @@ def _rate(trial: Trial, above: np.ndarray, below: np.ndarray) -> Curve:
     before = np.maximum(rows - max(1, round(WINDOW * len(above))), 0)
     above, below = np.append(0.0, above), np.append(0.0, below)
     change, of = above[rows] - above[before], below[rows] - below[before]
-    return _curve(_series(trial, 'env_step'), np.divide(change, of, out=np.full(len(of), np.nan), where=of > 0))
+    # Less than that is no count of anything, and would make the rate too large to be drawn.
+    with np.errstate(invalid='ignore'):
+        rate = np.divide(change, of, out=np.full(len(of), np.nan), where=of > 1e-9)
+    return _curve(_series(trial, 'env_step'), rate)

@@ -1,6 +1,6 @@
 """The folder of an A/B run, read with suspicion: whatever is missing is left out, whatever is broken is named."""
 import csv
-import json
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,9 +8,20 @@ from typing import Any, Optional
 
 import numpy as np
 
+from ..ab.results import LARGEST_NUMBER
+from ..ab.spec import LARGEST_SEED
 from ..checks import choices
+from ..untrusted import read_json, read_text
 from .metrics import METRICS
 
+# What a page can show, and a few megabytes of JSON or CSV can ask for.
+MOST_ARMS = 100
+MOST_TRIALS = 10_000
+MOST_DIFFERENCES = 100_000
+MOST_CELLS = 2 ** 20
+MOST_NOTES = 20
+LONGEST_ARM = 200
+LONGEST_ERROR = 5000
 STATUSES = ('done', 'failed')
 KINDS = {dict: 'an object', list: 'a list', int: 'a whole number', str: 'a text'}
 REQUIRED = object()
@@ -122,9 +133,15 @@ def read_run(folder: Path) -> RunRecord:
         raise ValueError(f"{folder} has no ab.json: needed is a folder that 'lzero-kvcache ab' has written")
     content = _read_json(path)
     arms, seeds = _entry(path, content, 'arms', dict), _entry(path, content, 'seeds', list)
-    if not arms or not all(isinstance(seed, int) for seed in seeds):
-        raise ValueError(f'{path}: needed are at least one arm and whole numbers as seeds; there are {len(arms)} arms '
-                         f'and the seeds {seeds!r}')
+    if not arms or not all(isinstance(seed, int) and 0 <= seed <= LARGEST_SEED for seed in seeds):
+        raise ValueError(f'{path}: needed are at least one arm and whole numbers as seeds, from 0 to {LARGEST_SEED}; '
+                         f'there are {len(arms)} arms and the seeds {seeds!r}')
+    if len(arms) > MOST_ARMS or len(arms) * len(seeds) > MOST_TRIALS:
+        raise ValueError(f'{path}: there are {len(arms):,} arms with {len(seeds):,} seeds each: allowed are '
+                         f'{MOST_ARMS} arms, and {MOST_TRIALS:,} trials')
+    for arm in arms:
+        if '/' in arm or '\0' in arm or len(arm.encode(errors='replace')) > LONGEST_ARM:
+            raise ValueError(f'{path}: arms has the name {arm!r}, which cannot be a part of the name of a folder')
     baseline = _entry(path, content, 'baseline', str, next(iter(arms)))
     if baseline not in arms:
         raise ValueError(f'{path}: baseline is {baseline!r}: {choices(baseline, arms)}')
@@ -134,17 +151,24 @@ def read_run(folder: Path) -> RunRecord:
     }
     notes = []
     for row in _read_rows(folder / 'results.csv'):
-        trial = _read_trial(folder, row)
-        if (trial.arm, trial.seed) in trials:
-            trials[trial.arm, trial.seed] = trial
+        arm, seed = row.get('arm', ''), _seed(folder / 'results.csv', row)
+        if (arm, seed) not in trials:
+            notes.append(f'results.csv has arm {arm!r} with seed {seed}, which is no part of the run as ab.json '
+                         'describes it.')
+        elif trials[arm, seed].status != 'unfinished':
+            raise ValueError(f"{folder / 'results.csv'} has arm {arm!r} with seed {seed} twice")
         else:
-            notes.append(f'results.csv has arm {trial.arm!r} with seed {trial.seed}, which is no part of the run as '
-                         'ab.json describes it.')
-    differences = _entry(path, content, 'differences', dict, {})
+            trials[arm, seed] = _read_trial(folder, row, arm, seed)
+    if len(notes) > MOST_NOTES:
+        notes = [*notes[:MOST_NOTES], f'So it is with {len(notes) - MOST_NOTES:,} more of its rows.']
+    given = _entry(path, content, 'differences', dict, {})
+    differences = {arm: _entry(path, given, arm, dict, {}) for arm in arms}
+    if len(arms) * len(set().union(*differences.values())) > MOST_DIFFERENCES:
+        raise ValueError(f'{path}: differences has more than {MOST_DIFFERENCES:,} entries for all arms together')
     return RunRecord(
         title=_entry(path, content, 'title', str, folder.name), config=_entry(path, content, 'config', str, None),
         arms=arms, baseline=baseline, seeds=seeds, max_env_step=_entry(path, content, 'max_env_step', int, None),
-        differences={arm: _entry(path, differences, arm, dict, {}) for arm in arms},
+        differences=differences,
         machine=_entry(path, content, 'machine', dict, {}), started=_entry(path, content, 'started', str, None),
         trials=list(trials.values()), notes=notes
     )
@@ -152,8 +176,8 @@ def read_run(folder: Path) -> RunRecord:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding='utf-8'))
-    except (ValueError, OSError) as error:
+        content = read_json(path)
+    except ValueError as error:
         raise ValueError(f'{path} cannot be read as JSON: {error}') from error
     if not isinstance(content, dict):
         raise ValueError(f'{path} holds a {type(content).__name__}: needed is an object with named entries')
@@ -178,26 +202,30 @@ def _log(folder: Path, trial_folder: Path) -> Optional[str]:
     return log.relative_to(folder).as_posix() if log.is_file() else None
 
 
-def _read_trial(folder: Path, row: Mapping[str, str]) -> Trial:
-    path = folder / 'results.csv'
-    arm, status = row.get('arm', ''), row.get('status', '')
-    seed = _number(path, f'seed of {arm}', row.get('seed'))
+def _seed(path: Path, row: Mapping[str, str]) -> int:
+    place = f"seed of {row.get('arm', '')}"
+    seed = _number(path, place, row.get('seed'))
+    if not seed.is_integer():
+        raise ValueError(f"{path}: {place} is {row.get('seed')!r}: needed is a whole number")
+    return int(seed)
+
+
+def _read_trial(folder: Path, row: Mapping[str, str], arm: str, seed: int) -> Trial:
+    path, status = folder / 'results.csv', row.get('status', '')
     if status not in STATUSES:
         raise ValueError(f'{path}: status of a row of {arm} is {status!r}: {choices(status, STATUSES)}')
-    if not seed.is_integer():
-        raise ValueError(f"{path}: seed of {arm} is {row.get('seed')!r}: needed is a whole number")
-    trial_folder = _trial_folder(folder, arm, int(seed))
+    trial_folder = _trial_folder(folder, arm, seed)
     outcome_path = trial_folder / 'trial.json'
     outcome = _read_json(outcome_path) if outcome_path.is_file() else {}
+    error = _entry(outcome_path, outcome, 'error', str, None)
     numbers = {
-        metric.key: _number(path, f'{metric.key} of {arm} with seed {int(seed)}', row.get(metric.key))
-        for metric in METRICS
+        metric.key: _number(path, f'{metric.key} of {arm} with seed {seed}', row.get(metric.key)) for metric in METRICS
     }
     for metric in METRICS:
         if metric.total:
-            numbers[metric.key] *= 1000 / numbers['env_steps'] if numbers['env_steps'] else float('nan')
+            numbers[metric.key] *= 1000 / numbers['env_steps'] if numbers['env_steps'] >= 1 else float('nan')
     return Trial(
-        arm, int(seed), status, error=_entry(outcome_path, outcome, 'error', str, None),
+        arm, seed, status, error=error if error is None else error[-LONGEST_ERROR:],
         log=_log(folder, trial_folder), threads=_entry(outcome_path, outcome, 'threads', int, None),
         results={key: number for key, number in numbers.items() if np.isfinite(number)},
         series=_read_columns(trial_folder / 'series.csv'), returns=_read_columns(trial_folder / 'returns.csv')
@@ -207,11 +235,16 @@ def _read_trial(folder: Path, row: Mapping[str, str]) -> Trial:
 def _read_rows(path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    with open(path, newline='', encoding='utf-8') as file:
-        try:
-            return list(csv.DictReader(file, restval=''))
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise ValueError(f'{path} cannot be read as CSV: {error}') from error
+    rows, cells = [], 0
+    try:
+        for row in csv.DictReader(io.StringIO(read_text(path), newline=''), restval=''):
+            cells += len(row)
+            if cells > MOST_CELLS:
+                raise ValueError(f'it has more than {MOST_CELLS:,} cells')
+            rows.append(row)
+    except (csv.Error, ValueError) as error:
+        raise ValueError(f'{path} cannot be read as CSV: {error}') from error
+    return rows
 
 
 def _read_columns(path: Path) -> dict[str, np.ndarray]:
@@ -226,6 +259,9 @@ def _number(path: Path, place: str, value: Any) -> float:
     if value is None or value == '':
         return float('nan')
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f'{path}: {place} is {value!r}: needed is a number or nothing') from error
+    if LARGEST_NUMBER < abs(number) < float('inf'):
+        raise ValueError(f'{path}: {place} is {value!r}: needed is a number up to {LARGEST_NUMBER:g}')
+    return number

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shlex
 from collections.abc import Iterable
@@ -54,7 +55,7 @@ def render(run: RunRecord) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True
     )
-    environment.filters.update(quote=quote, literal=_literal, time=_time, breakable=_breakable)
+    environment.filters.update(quote=_quoted, literal=_literal, time=_time, breakable=_breakable)
     shown = [metric for metric in METRICS if any(run.values(metric.key).values())]
     styles = arm_styles(list(run.arms))
     asked = Comparisons(run, [METRIC[key] for key in sentences.QUESTIONS.values()])
@@ -129,6 +130,11 @@ def _command(run: RunRecord) -> list[str]:
     words = ['lzero-kvcache', 'ab', run.config, '--arms', ','.join(run.arms), '--seeds', ','.join(map(str, run.seeds)),
              *steps, '--out', 'FOLDER']
     return [shlex.quote(word) for word in words]
+
+
+def _quoted(path: str) -> str:
+    # As bytes: a file may have a name that is no text.
+    return quote(os.fsencode(path))
 
 
 def _literal(value: Any) -> str:

@@ -1,6 +1,7 @@
 """What the numbers say, in plain words, and how sure that is."""
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Optional
 
 from ..ab.results import MOST_UNEQUAL
@@ -206,7 +207,7 @@ def relative_text(metric: Metric, compared: Difference) -> str:
         - metric (:obj:`Metric`): The number.
         - compared (:obj:`Difference`): The difference.
     """
-    if compared.relative is None or metric.unit == '%':
+    if compared.relative is None or not isfinite(compared.relative) or metric.unit == '%':
         return ''
     percent = f'{100 * compared.relative:+,.1f} %'.replace('-', MINUS)
     return percent if any(digit in percent for digit in '123456789') else '0 %'

@@ -4,8 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..files import write_atomically
+from ..untrusted import read_json
 from .choices import Choice
 
 RECORD = 'simulation.json'
@@ -69,8 +71,8 @@ def check_folder(folder: Path, settings: Settings) -> None:
                              'another --out')
         return
     try:
-        former = Settings(**json.loads(path.read_text()))
-    except (TypeError, ValueError) as error:
+        former = _checked(read_json(path))
+    except ValueError as error:
         raise ValueError(f'{path} is not readable ({error}): choose another --out, or remove the folder') from error
     differences = []
     if former.sha256 != settings.sha256:
@@ -81,6 +83,17 @@ def check_folder(folder: Path, settings: Settings) -> None:
         differences.append(f"with --sizes {','.join(f'{size:g}%' for size in former.sizes)}")
     if differences:
         raise ValueError(f"{folder} holds results {' and '.join(differences)}: choose another --out")
+
+
+def _checked(given: Any) -> Settings:
+    kinds = dict(trace=str, sha256=str, strategies=str, sizes=(int, float))
+    if not isinstance(given, dict) or set(given) != set(kinds):
+        raise ValueError(f"needed is an object with {', '.join(kinds)}")
+    for name, kind in kinds.items():
+        entries = given[name] if name in ('strategies', 'sizes') else [given[name]]
+        if not isinstance(entries, list) or not all(isinstance(entry, kind) for entry in entries):
+            raise ValueError(f'{name} is {given[name]!r}')
+    return Settings(**given)
 
 
 def write_settings(folder: Path, settings: Settings) -> None:

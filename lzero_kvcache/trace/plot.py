@@ -1,14 +1,16 @@
 from io import BytesIO
 from pathlib import Path
 
-from matplotlib import colormaps
+from matplotlib import colormaps, style
 from matplotlib.figure import Figure
 
 from ..files import write_atomically
+from ..untrusted import printable
 from .choices import BELADY
 from .results import KEPT_HITS, Results
 
 MARKERS = 'osD^vP*Xhd'
+LONGEST_TITLE = 100
 
 
 def plot_results(results: Results, path: Path) -> None:
@@ -22,6 +24,14 @@ def plot_results(results: Results, path: Path) -> None:
         - DiskFullError: If there is no room; a former file stays.
         - OSError: If it cannot be written.
     """
+    image = BytesIO()
+    # Whatever a matplotlibrc says, nothing here is for LaTeX.
+    with style.context('default'):
+        _draw(results).savefig(image, format='png', dpi=110)
+    write_atomically(path, image.getvalue())
+
+
+def _draw(results: Results) -> Figure:
     figure = Figure(figsize=(13, 5.2), layout='constrained')
     of_hits, of_tokens = figure.subplots(1, 2)
     colours = colormaps['tab20'].colors
@@ -30,14 +40,14 @@ def plot_results(results: Results, path: Path) -> None:
     for number, name in enumerate(results.names):
         outcomes = [each for each in (results.of(name, share) for share in results.shares) if each is not None]
         percents = [100 * outcome.job.share for outcome in outcomes]
-        style = dict(
+        look = dict(
             marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1.2, color=colours[number % len(colours)]
         )
         if name == BELADY.name:
-            style = dict(color='black', linestyle='--', linewidth=1.5, zorder=5)
+            look = dict(color='black', linestyle='--', linewidth=1.5, zorder=5)
         hit_rates = [100 * outcome.total.pools['recur_pool'].hit_rate for outcome in outcomes]
-        of_hits.plot(percents, hit_rates, label=name, **style)
-        of_tokens.plot(percents, [100 * results.computed_again(outcome) for outcome in outcomes], **style)
+        of_hits.plot(percents, hit_rates, label=name, **look)
+        of_tokens.plot(percents, [100 * results.computed_again(outcome) for outcome in outcomes], **look)
     goal = KEPT_HITS * 100 * results.unlimited.total.pools['recur_pool'].hit_rate
     of_hits.axhline(goal, color='grey', linestyle=':', linewidth=1, label=f'{KEPT_HITS:.0%} of an unlimited pool')
     chosen = results.recommended()
@@ -57,9 +67,10 @@ def plot_results(results: Results, path: Path) -> None:
         panel.grid(alpha=0.3)
     figure.legend(loc='outside right upper', frameon=False)
     head = results.survey.reader.head
+    config = head.get('config')
+    if not isinstance(config, str):
+        config = results.survey.reader.path.name
     # What a file says is text here, never mathematics.
-    config = str(head.get('config', results.survey.reader.path.name))[:100].replace('$', r'\$')
-    figure.suptitle(f'{config}: {results.survey.describe_searches()}')
-    image = BytesIO()
-    figure.savefig(image, format='png', dpi=110)
-    write_atomically(path, image.getvalue())
+    title = f'{printable(config[:LONGEST_TITLE])}: {results.survey.describe_searches()}'
+    figure.suptitle(title, parse_math=False)
+    return figure

@@ -32,10 +32,11 @@ from .format import (
     root_type,
     unpack_events,
 )
+from .limits import ReplayMemory
 
 MOST_MANAGERS = 64
-# Of one search, which a replay keeps as a whole.
-MOST_NUMBERS = 2 ** 26
+# Of a block, which become Python objects at a time.
+EVENTS_AT_A_TIME = 4096
 
 
 @dataclass
@@ -60,12 +61,12 @@ class Search:
 class _OpenSearch:
     # A search that may go on in the manager's next block.
 
-    def __init__(self, manager: int, phase: int, facts: ManagerFacts) -> None:
+    def __init__(self, manager: int, phase: int, facts: ManagerFacts, memory: ReplayMemory) -> None:
         self.manager = manager
         self.phase = PHASES[phase]
         self.steps: list[tuple[int, int]] = []
         self.num_nodes = 0
-        self._most_nodes = MOST_NUMBERS // (16 + facts.num_actions)
+        self._memory = memory
         self._roots = [np.zeros(0, dtype=root_type(facts.num_priors))]
         self._nodes = [np.zeros(0, dtype=node_type(facts.num_priors))]
 
@@ -73,8 +74,9 @@ class _OpenSearch:
         if kind == ROOTS and any(kind != DROP for kind, _ in self.steps):
             raise ValueError('a search has roots twice, or after its nodes')
         self.steps.append((kind, len(records)))
-        if len(self.steps) + self.num_nodes + len(records) > self._most_nodes:
-            raise ValueError(f'a search has more than {self._most_nodes:,} nodes')
+        self._memory.search_grows(self.manager, len(self.steps) + self.num_nodes + len(records))
+        if kind == ROOTS:
+            self._memory.add_roots(self.manager, records)
         if kind in (STRAYS, EXPANSION) and len(records):
             parents = records['parent']
             lowest, highest = (-1, -1) if kind == STRAYS else (0, self.num_nodes - 1)
@@ -85,15 +87,17 @@ class _OpenSearch:
         self.num_nodes += len(records)
 
     def finished(self) -> Search:
-        return Search(self.manager, self.phase, np.concatenate(self._roots), np.concatenate(self._nodes), self.steps)
+        nodes = np.concatenate(self._nodes)
+        self._memory.search_ends(self.manager, nodes['parent'])
+        return Search(self.manager, self.phase, np.concatenate(self._roots), nodes, self.steps)
 
 
 class TraceReader:
     """
     Overview:
-        A trace file, read search by search; memory is bounded by the largest search. ``head`` is what its writer says
-        of the run; ``managers`` are those met so far; ``is_complete`` tells, after the last search, whether the run had
-        ended when the file did; ``bytes_read`` is how far it is.
+        A trace file, read search by search; memory is bounded by the largest search, and that by ``ReplayMemory``.
+        ``head`` is what its writer says of the run; ``managers`` are those met so far; ``is_complete`` tells, after the
+        last search, whether the run had ended when the file did; ``bytes_read`` is how far it is.
     Arguments:
         - path (:obj:`Path`): The file.
     Raises:
@@ -123,6 +127,7 @@ class TraceReader:
             - ValueError: If a block is damaged or does not make sense.
         """
         self.managers, self.is_complete = [], False
+        self._memory = ReplayMemory()
         open_searches: dict[int, _OpenSearch] = {}
         with open(self.path, 'rb') as file:
             self.bytes_read = len(file.read(len(MAGIC)))
@@ -132,13 +137,15 @@ class TraceReader:
                     break
                 kind, manager, payload = block
                 if kind == EVENTS:
-                    yield from self._checked(self._finish_searches, manager, payload, open_searches)
+                    searches = self._finish_searches(manager, payload, open_searches)
+                    while (finished := self._checked(next, searches, None)) is not None:
+                        yield finished
                 elif kind == MANAGER:
                     self._checked(self._add_manager, manager, payload)
                 elif kind == DONE:
                     self.is_complete = True
         for each in open_searches.values():
-            yield each.finished()
+            yield self._checked(each.finished)
 
     def _checked(self, read: Any, *arguments: Any) -> Any:
         try:
@@ -170,22 +177,26 @@ class TraceReader:
     def _add_manager(self, manager: int, payload: bytes) -> None:
         if manager != len(self.managers) or manager >= MOST_MANAGERS:
             raise ValueError(f'manager {manager} comes after {len(self.managers)} others')
-        self.managers.append(ManagerFacts.from_json(_json_object(payload)))
+        facts = ManagerFacts.from_json(_json_object(payload))
+        self._memory.add_manager(facts)
+        self.managers.append(facts)
 
-    def _finish_searches(self, manager: int, payload: bytes, open_searches: dict[int, _OpenSearch]) -> list[Search]:
+    def _finish_searches(
+            self, manager: int, payload: bytes, open_searches: dict[int, _OpenSearch]
+    ) -> Iterator[Search]:
         """Let the events of a block go on with the manager's open search; those that it ends."""
         if manager >= len(self.managers):
             raise ValueError(f'there are events of manager {manager}, but {len(self.managers)} managers')
         facts = self.managers[manager]
         records = unpack_events(payload, facts.num_priors)
         _check_events(records, facts)
-        finished, taken = [], {ROOTS: 0, STRAYS: 0}
-        for kind, phase, rows in records.events.tolist():
+        taken = {ROOTS: 0, STRAYS: 0}
+        for kind, phase, rows in _as_tuples(records.events):
             current = open_searches.get(manager)
             if kind == SEARCH:
                 if current is not None:
-                    finished.append(current.finished())
-                open_searches[manager] = _OpenSearch(manager, phase, facts)
+                    yield current.finished()
+                open_searches[manager] = _OpenSearch(manager, phase, facts, self._memory)
                 continue
             if current is None:
                 if kind == DROP:
@@ -195,7 +206,11 @@ class TraceReader:
             source, of_source = (records.roots, ROOTS) if kind == ROOTS else (records.nodes, STRAYS)
             current.add(kind, source[taken[of_source]:taken[of_source] + rows])
             taken[of_source] += rows
-        return finished
+
+
+def _as_tuples(events: np.ndarray) -> Iterator[tuple[int, int, int]]:
+    for begin in range(0, len(events), EVENTS_AT_A_TIME):
+        yield from events[begin:begin + EVENTS_AT_A_TIME].tolist()
 
 
 def _check_events(records: EventRecords, facts: ManagerFacts) -> None:

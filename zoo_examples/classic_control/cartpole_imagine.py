@@ -66,7 +66,7 @@ def load(checkpoint: str, seed: int) -> tuple[Any, Any]:
     env.seed(seed, dynamic_seed=False)
     set_pkg_seed(seed, use_cuda=False)
     policy = create_policy(config.policy, enable_field=['learn', 'eval'])
-    policy.learn_mode.load_state_dict(torch.load(checkpoint, map_location=config.policy.device))
+    policy.learn_mode.load_state_dict(torch.load(checkpoint, map_location=config.policy.device, weights_only=True))
     return policy, env
 
 
