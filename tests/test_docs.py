@@ -150,7 +150,10 @@ def test_the_names_in_the_architecture_are_in_the_code():
 # Other packages' words, and what is typed.
 OF_OTHERS = ("No module named 'pkg_resources'", "No module named 'cv2'", "no attribute 'flex_vertedge'",
              'an OpenGL platform library has not been loaded', 'TypeError: list indices must be integers',
-             'You must call wandb.init() before wandb.watch()')
+             'You must call wandb.init() before wandb.watch()', 'ProcessGroupNCCL is only supported with GPUs',
+             'Found no NVIDIA driver on your system', 'Torch not compiled with CUDA enabled',
+             "'NoneType' object has no attribute 'data'", 'Is there a distributed collective mismatch in your code?',
+             "'a' and 'p' must have same size")
 
 
 def test_the_messages_in_the_guides_are_those_of_the_code():
