@@ -4,6 +4,8 @@ import os
 import re
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +28,7 @@ from training import ENV_NUM, Run, call_entry, check_training, read_scalars, sma
 from lzero_kvcache import CacheStats, KVCacheManager
 from lzero_kvcache.cli import main
 from lzero_kvcache.ddp import ddp_context
+from lzero_kvcache.experiment.run_folder import check_new_folder
 
 ROOT = Path(__file__).parents[1]
 TESTS = ROOT / 'tests'
@@ -238,6 +241,23 @@ def test_two_runs_at_once_do_not_disturb_each_other(tmp_path):
     # Nothing else is written, so that there is nothing to share.
     assert {path.name for path in folder.iterdir()} == {'first', 'first.log', 'second', 'second.log'}
     assert [path for path in temporary.rglob('*') if path.is_file()] == []
+
+
+def test_of_two_runs_that_begin_at_once_in_one_folder_one_is_refused(tmp_path):
+    together = threading.Barrier(4)
+
+    def begin(folder: Path) -> Optional[str]:
+        together.wait()
+        try:
+            check_new_folder(folder)
+        except ValueError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(4) as executor:
+        for number in range(50):
+            folder = tmp_path / str(number) / 'run'
+            refusals = [refusal for refusal in executor.map(begin, [folder] * 4) if refusal is not None]
+            assert refusals == [f'{folder}.log is there already, perhaps from a former run: choose another folder'] * 3
 
 
 @pytest.mark.parametrize('strategy', ['lru', dict(type='random', seed=0), 'tree'], ids=str)

@@ -21,12 +21,20 @@ def check_new_folder(folder: Path) -> None:
         raise ValueError(f'{str(folder)!r} cannot be the name of a folder: choose another one')
     for path in (folder, log_file(folder)):
         if os.path.lexists(path):
-            raise ValueError(f'{path} is there already, perhaps from a former run: choose another folder')
+            raise _is_there(path)
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        log_file(folder).touch()
+        try:
+            # Of two runs that begin at once one is refused.
+            log_file(folder).touch(exist_ok=False)
+        except FileExistsError as error:
+            raise _is_there(log_file(folder)) from error
     except OSError as error:
         raise ValueError(f'{folder} cannot be written: {error.strerror}: {error.filename}') from error
+
+
+def _is_there(path: Path) -> ValueError:
+    return ValueError(f'{path} is there already, perhaps from a former run: choose another folder')
 
 
 def log_file(folder: Path) -> Path:
