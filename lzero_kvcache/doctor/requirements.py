@@ -13,6 +13,8 @@ from .finding import OK, PROBLEM, Finding
 DISTRIBUTION = 'lzero-kvcache'
 # Whoever changes the package itself needs it; whoever trains does not.
 EXTRAS_OF_DEVELOPERS = ('test', )
+# What bounds a version from above.
+UPPER = ('<', '<=', '==', '~=')
 # Where the names differ.
 DISTRIBUTION_OF_MODULE = {
     'cv2': 'opencv-python-headless', 'ding': 'DI-engine', 'lzero': 'lightzero', 'zoo': 'lightzero', 'yaml': 'pyyaml',
@@ -47,7 +49,10 @@ def pins_of_others() -> list[Finding]:
     Overview:
         Do LightZero and DI-engine have the versions that they ask for? One line per package that they do not have.
     """
-    known = {canonicalize_name(requirement.name) for requirement in _requirements(DISTRIBUTION)}
+    known = {
+        canonicalize_name(requirement.name) for requirement in _requirements(DISTRIBUTION)
+        if _required(requirement).status == PROBLEM
+    }
     findings = []
     for distribution in ('lightzero', 'DI-engine'):
         if _installed(distribution) is None:
@@ -93,13 +98,14 @@ def how_to_install(module: str) -> Optional[str]:
         - command (:obj:`Optional[str]`): None if none of them asks for it.
     """
     name = canonicalize_name(DISTRIBUTION_OF_MODULE.get(module, module))
-    for distribution in (DISTRIBUTION, 'lightzero', 'DI-engine'):
-        if distribution != DISTRIBUTION and _installed(distribution) is None:
-            continue
-        for requirement in _requirements(distribution):
-            if canonicalize_name(requirement.name) == name:
-                return _install(requirement)
-    return None
+    found = [
+        requirement for distribution in (DISTRIBUTION, 'lightzero', 'DI-engine')
+        if distribution == DISTRIBUTION or _installed(distribution) is not None
+        for requirement in _requirements(distribution) if canonicalize_name(requirement.name) == name
+    ]
+    # Where we leave the version to LightZero or DI-engine, theirs is the bound.
+    bounded = [requirement for requirement in found if any(each.operator in UPPER for each in requirement.specifier)]
+    return _install((bounded or found)[0]) if found else None
 
 
 def _requirements(distribution: str, extra: str = '') -> Iterator[Requirement]:
