@@ -7,6 +7,8 @@ from typing import Any, Optional
 
 import click
 
+from ..untrusted import printable
+
 INTERRUPTED = 130
 
 
@@ -55,19 +57,23 @@ def run(
     # What importing LightZero prints is of no use.
     with TemporaryDirectory() as folder, output_to(Path(folder) / 'loading.log') as screen:
         with spinner(screen, f'Loading LightZero and {config} ...'):
-            from ..experiment import apply_options, check_environment, load_experiment
+            from ..experiment import apply_options, check_checkpoint, check_environment, load_experiment
             try:
                 experiment = load_experiment(config, config_arguments)
                 apply_options(experiment, assignments, strategy, recur_pool_size, mode)
                 check_environment(experiment)
+                experiment.model_path = experiment.model_path if checkpoint is None else str(checkpoint)
+                if experiment.model_path is not None:
+                    check_checkpoint(experiment.model_path)
+                if exp_name is None and not experiment.main_config.get('exp_name'):
+                    raise ValueError(f'{config} has no main_config.exp_name: give the folder of the run by --exp-name')
             except ValueError as error:
                 refusal = error
     if refusal is not None:
         raise click.ClickException(str(refusal))
     experiment.seed = experiment.seed if seed is None else seed
     experiment.max_env_step = max_env_step or experiment.max_env_step
-    experiment.model_path = experiment.model_path if checkpoint is None else str(checkpoint)
-    for note in experiment.notes:
+    for note in map(printable, experiment.notes):
         click.echo(note)
     _train(experiment, exp_name or Path(f'{experiment.main_config.exp_name}_{datetime.now():%y%m%d_%H%M%S}'))
 
@@ -80,7 +86,7 @@ def _train(experiment: Any, folder: Path) -> None:
         check_new_folder(folder)
     except ValueError as error:
         raise click.ClickException(str(error)) from error
-    click.echo(f'Training by {experiment.entry}, seed {experiment.seed}, in {folder}')
+    click.echo(printable(f'Training by {experiment.entry}, seed {experiment.seed}, in {folder}'))
     try:
         with run_progress(str(folder), experiment.max_env_step):
             try:
