@@ -1,13 +1,25 @@
 """Random operations on a pool: exactly a plain model where there is one, sound for every registered strategy."""
+import copy
 import pickle
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from invariants import check_pool
 
 from lzero_kvcache import EVICTION_REGISTRY, CacheStats, KVCachePool
+from lzero_kvcache.eviction import Expansion, SearchTree, SearchTreeNode
 
 VICTIM_ORDER = {
     'fifo': lambda entry: entry['inserted'],
@@ -18,16 +30,7 @@ VICTIM_ORDER = {
 KEYS = st.one_of(st.integers(0, 8), st.sampled_from('ab'))
 SIZES = st.integers(1, 6)
 PRIORITIES = st.one_of(st.none(), st.integers(-2, 2), st.floats(allow_nan=False))
-OPERATION = st.one_of(
-    st.tuples(st.just('set'), KEYS, PRIORITIES),
-    st.tuples(st.just('set'), KEYS, st.none()),
-    st.tuples(st.just('get'), KEYS),
-    st.tuples(st.just('contains'), KEYS),
-    st.tuples(st.just('resize'), SIZES),
-    st.tuples(st.just('clear')),
-)
-# Lists of lists, because hypothesis draws lists of about five: too few operations to fill a pool twice.
-OPERATIONS = st.lists(st.lists(OPERATION)).map(lambda bursts: [operation for burst in bursts for operation in burst])
+NUM_ROOTS, NUM_ACTIONS = 2, 2
 
 
 class NaivePool:
@@ -66,6 +69,9 @@ class NaivePool:
         self.size = size
         self.shrink_to(size)
 
+    def evict(self):
+        self.shrink_to(len(self.entries) - 1)
+
     def shrink_to(self, size):
         while len(self.entries) > size:
             self.entries.remove(min(self.entries, key=self.order))
@@ -75,118 +81,242 @@ class NaivePool:
         self.entries = []
 
 
-def check_against_naive(strategy, size, operations):
-    pool, naive = KVCachePool(size, strategy), NaivePool(size, strategy)
-    for number, (operation, *arguments) in enumerate(operations):
-        if operation == 'set':
-            key, priority = arguments
-            pool.set(key, number, priority)
-            naive.set(key, number, priority)
-        elif operation == 'contains':
-            assert (arguments[0] in pool) == (naive.find(arguments[0]) is not None)
-        else:
-            assert getattr(pool, operation)(*arguments) == getattr(naive, operation)(*arguments)
-        assert {key: pool.peek(key) for key in pool.keys()} == {e['key']: e['value'] for e in naive.entries}
-        assert pool.stats == naive.stats
+class NoSpecification:
+    """In place of a naive pool where a strategy has none."""
+
+    def __getattr__(self, name):
+        return lambda *arguments: None
 
 
-@pytest.mark.parametrize('strategy', sorted(VICTIM_ORDER))
-@given(size=SIZES, operations=OPERATIONS)
-def test_pool_is_the_naive_pool(strategy, size, operations):
-    check_against_naive(strategy, size, operations)
+class Released:
+    """What has left a pool; copied with it."""
+
+    def __init__(self):
+        self.values = []
+
+    def __call__(self, values):
+        self.values.extend(values)
+
+
+class Known:
+    """A function that returns what is known."""
+
+    def __init__(self, known):
+        self.known = known
+
+    def __call__(self):
+        return self.known
+
+
+class PoolMachine(RuleBasedStateMachine):
+    """
+    A pool, one that is given everything one by one, and the naive pool, if there is one. Values are numbers; each is
+    given to a pool once, and must leave it once.
+    """
+
+    def __init__(self, strategy):
+        super().__init__()
+        self.strategy = strategy
+
+    @initialize(size=SIZES)
+    def begin(self, size):
+        self.pool = KVCachePool(size, self.strategy, on_release=Released())
+        self.one_by_one = KVCachePool(size, self.strategy, on_release=Released())
+        self.naive = NaivePool(size, self.strategy) if self.strategy in VICTIM_ORDER else NoSpecification()
+        self.largest_size, self.values = size, 0
+        self.inserted = self.cleared = self.evicted = self.queries = 0
+        self.last_set, self.slots = {}, {}
+        self.tree = None
+
+    def priority(self, data):
+        """A number, none, or, where a strategy wants that, a node of the running search."""
+        if self.pool.eviction_policy.follows_search and self.tree is not None and data.draw(st.booleans()):
+            return SearchTreeNode(self.tree, data.draw(st.integers(0, self.tree.num_nodes - 1)))
+        return data.draw(PRIORITIES)
+
+    def expect(self, key, value):
+        """A key is about to come in."""
+        if key not in self.pool:
+            self.inserted += 1
+            self.evicted += len(self.pool) == self.pool.pool_size
+
+    @rule(key=KEYS, data=st.data())
+    def set(self, key, data):
+        priority = self.priority(data)
+        self.values += 1
+        self.expect(key, self.values)
+        known = key in self.pool
+        slot = self.pool.set(key, self.values, priority)
+        assert slot == self.one_by_one.set(key, self.values, priority)
+        assert not known or slot == self.slots[key]
+        assert key in self.pool and self.pool.peek(key) == self.values
+        self.last_set[key], self.slots[key] = self.values, slot
+        self.naive.set(key, self.values, priority)
+
+    @precondition(lambda self: len(self.pool))
+    @rule(data=st.data())
+    def set_the_same_value_again(self, data):
+        """It does not leave the pool."""
+        key = data.draw(st.sampled_from(sorted(self.pool.keys(), key=str)))
+        for pool in (self.pool, self.one_by_one):
+            assert pool.set(key, self.last_set[key]) == self.slots[key]
+        self.naive.set(key, self.last_set[key], None)
+
+    @rule(keys=st.lists(KEYS, max_size=9), data=st.data())
+    def set_many(self, keys, data):
+        priorities = [self.priority(data) for _ in keys]
+        values = list(range(self.values + 1, self.values + 1 + len(keys)))
+        self.values += len(keys)
+        for key, value, priority in zip(keys, values, priorities):
+            self.slots[key] = self.one_by_one.set(key, value, priority)
+            self.naive.set(key, value, priority)
+            self.last_set[key] = value
+        evictions, entries = self.pool.stats.evictions, len(self.pool)
+        self.pool.set_many(keys, values, priorities)
+        self.evicted += self.one_by_one.stats.evictions - evictions
+        self.inserted += len(self.one_by_one) - entries + self.one_by_one.stats.evictions - evictions
+
+    @rule(key=KEYS)
+    def get(self, key):
+        self.queries += 1
+        expected = self.last_set[key] if key in self.pool else None
+        assert self.pool.get(key) == self.one_by_one.get(key) == expected
+        assert self.naive.get(key) in (expected, None)
+
+    @rule(keys=st.lists(KEYS, max_size=9))
+    def get_many(self, keys):
+        self.queries += len(keys)
+        assert self.pool.get_many(keys) == [self.one_by_one.get(key) for key in keys]
+        for key in keys:
+            self.naive.get(key)
+
+    @rule(key=st.sampled_from([1.5, None, True, (1, )]), data=st.data())
+    def give_a_wrong_key(self, key, data):
+        """Nothing changes, but for what came before it."""
+        with pytest.raises(ValueError, match='allowed are ints and strings'):
+            self.pool.set(key, 0)
+        with pytest.raises(ValueError, match='allowed are ints and strings'):
+            self.pool.get_many(['a', key])
+
+    @rule(key=KEYS, priority=st.sampled_from(['1', float('nan'), ()]))
+    def give_a_wrong_priority(self, key, priority):
+        with pytest.raises(ValueError, match='allowed is a number'):
+            self.pool.set(key, 0, priority)
+
+    @rule(size=SIZES)
+    def resize(self, size):
+        entries = len(self.pool)
+        self.largest_size = max(self.largest_size, size)
+        self.evicted += max(0, entries - size)
+        for pool in (self.pool, self.one_by_one, self.naive):
+            pool.resize(size)
+        assert len(self.pool) == min(entries, size)
+
+    @precondition(lambda self: len(self.pool))
+    @rule()
+    def evict(self):
+        self.evicted += 1
+        for pool in (self.pool, self.one_by_one, self.naive):
+            pool.evict()
+
+    @precondition(lambda self: not len(self.pool))
+    @rule()
+    def evict_from_nothing(self):
+        with pytest.raises(ValueError, match='there is nothing to evict'):
+            self.pool.evict()
+
+    @rule()
+    def clear(self):
+        self.cleared += len(self.pool)
+        for pool in (self.pool, self.one_by_one, self.naive):
+            pool.clear()
+        assert len(self.pool) == 0
+
+    @rule(make=st.sampled_from([copy.deepcopy, lambda pool: pickle.loads(pickle.dumps(pool))]))
+    def go_on_with_a_copy(self, make):
+        """What becomes of the original does not reach it. The running search is not the copy's."""
+        original, self.pool = self.pool, make(self.pool)
+        original.clear()
+        original.set('a', 0)
+        self.one_by_one = copy.deepcopy(self.one_by_one)
+        self.tree = None
+
+    @precondition(lambda self: self.pool.eviction_policy.follows_search)
+    @rule(seed=st.integers(0, 2 ** 16))
+    def begin_a_search(self, seed):
+        self.generator = np.random.default_rng(seed)
+        priors = self.generator.dirichlet(np.ones(NUM_ACTIONS), NUM_ROOTS)
+        self.tree = SearchTree(NUM_ROOTS, Known(priors))
+        self.untried = {(node, action) for node in range(NUM_ROOTS) for action in range(NUM_ACTIONS)}
+        self.root_of = {node: node for node in range(NUM_ROOTS)}
+
+    @precondition(lambda self: self.tree is not None)
+    @rule(data=st.data())
+    def expand(self, data):
+        """One simulation: a node of each tree, by an action that was not taken there yet."""
+        chosen = [
+            data.draw(st.sampled_from(sorted(each for each in self.untried if self.root_of[each[0]] == root)))
+            for root in range(NUM_ROOTS)
+        ]
+        self.untried -= set(chosen)
+        generator = self.generator
+        expansion = Expansion(
+            np.array([action for _, action in chosen]), *generator.normal(size=(2, NUM_ROOTS)),
+            generator.dirichlet(np.ones(NUM_ACTIONS), NUM_ROOTS)
+        )
+        for root, node in enumerate(self.tree.expand([node for node, _ in chosen], Known(expansion))):
+            self.root_of[node] = root
+            self.untried |= {(node, action) for action in range(NUM_ACTIONS)}
+
+    @invariant()
+    def is_sound(self):
+        if not hasattr(self, 'pool'):
+            return
+        pool, stats = self.pool, self.pool.stats
+        check_pool(pool)
+        assert len(pool) == self.inserted - stats.evictions - self.cleared
+        assert stats.evictions == self.evicted and stats.hits + stats.misses == self.queries
+        held = dict(zip(pool.keys(), pool.values()))
+        assert held == {key: self.last_set[key] for key in held}
+        assert all(0 <= self.slots[key] < self.largest_size for key in held)
+        assert Counter(pool._on_release.values) + Counter(held.values()) == Counter(range(1, self.values + 1))
+        assert held == dict(zip(self.one_by_one.keys(), self.one_by_one.values()))
+        assert stats == self.one_by_one.stats
+        assert pool._on_release.values == self.one_by_one._on_release.values
+        if self.strategy in VICTIM_ORDER:
+            assert held == {entry['key']: entry['value'] for entry in self.naive.entries}
+            assert stats == self.naive.stats
+
+    @invariant()
+    def would_evict_each_entry_once(self):
+        if hasattr(self, 'pool'):
+            drained = copy.deepcopy(self.pool)
+            before = list(drained.values())
+            released = drained._on_release.values = []
+            while len(drained):
+                drained.evict()
+            assert sorted(released) == sorted(before)
+
+
+@pytest.mark.parametrize('strategy', sorted(EVICTION_REGISTRY))
+def test_any_order_of_operations(strategy):
+    run_state_machine_as_test(lambda: PoolMachine(strategy), settings=settings(max_examples=60, stateful_step_count=40))
 
 
 @pytest.mark.parametrize('strategy', sorted(VICTIM_ORDER))
 def test_pool_is_the_naive_pool_for_long(strategy):
     rng = random.Random(0)
-    operations = []
-    for _ in range(5000):
+    pool, naive = KVCachePool(25, strategy), NaivePool(25, strategy)
+    for number in range(5000):
         key = rng.randrange(40)
-        operations.append(('get', key) if rng.random() < 0.5 else ('set', key, rng.choice([None, -1, 0, 1])))
-    check_against_naive(strategy, 25, operations)
-
-
-class Ledger:
-    """What any pool must have in it, whichever entries its strategy chooses to keep."""
-
-    def __init__(self, size, strategy):
-        self.released = []
-        self.pool = KVCachePool(size, strategy, on_release=self.released.extend)
-        self.largest_size, self.inserted, self.cleared, self.queries = size, 0, 0, 0
-        self.last_set, self.slots, self.values = {}, {}, []
-
-    def set(self, key, priority):
-        known, entries, evictions = key in self.pool, len(self.pool), self.pool.stats.evictions
-        value = len(self.values)
-        self.values.append(value)
-        self.last_set[key] = value
-        slot = self.pool.set(key, value, priority)
-        assert key in self.pool
-        assert self.pool.peek(key) == value
-        assert self.pool.stats.evictions - evictions == (not known and entries == self.pool.pool_size)
-        if known:
-            assert slot == self.slots[key]
+        if rng.random() < 0.5:
+            assert pool.get(key) == naive.get(key)
         else:
-            self.inserted += 1
-        self.slots[key] = slot
-
-    def get(self, key):
-        self.queries += 1
-        assert self.pool.get(key) == (self.last_set[key] if key in self.pool else None)
-
-    def contains(self, key):
-        assert (key in self.pool) == (key in set(self.pool.keys()))
-
-    def resize(self, size):
-        entries = len(self.pool)
-        self.largest_size = max(self.largest_size, size)
-        self.pool.resize(size)
-        assert len(self.pool) == min(entries, size)
-
-    def clear(self):
-        self.cleared += len(self.pool)
-        self.pool.clear()
-        assert len(self.pool) == 0
-
-    def audit(self):
-        pool, stats = self.pool, self.pool.stats
-        assert len(pool) == len(list(pool.keys())) <= pool.pool_size
-        assert len(pool) == self.inserted - stats.evictions - self.cleared
-        assert stats.hits + stats.misses == stats.total_queries == self.queries
-        self.slots = {key: slot for key, slot in self.slots.items() if key in pool}
-        assert len(set(self.slots.values())) == len(pool)
-        assert all(0 <= slot < self.largest_size for slot in self.slots.values())
-        held = {key: pool.peek(key) for key in pool.keys()}
-        assert held == {key: self.last_set[key] for key in held}
-        assert Counter(self.released) + Counter(held.values()) == Counter(self.values)
-
-
-@pytest.mark.parametrize('strategy', sorted(EVICTION_REGISTRY))
-@given(size=SIZES, operations=OPERATIONS)
-def test_any_strategy_is_sound(strategy, size, operations):
-    ledger = Ledger(size, strategy)
-    for operation, *arguments in operations:
-        getattr(ledger, operation)(*arguments)
-        ledger.audit()
-
-
-@pytest.mark.parametrize('strategy', sorted(EVICTION_REGISTRY))
-@given(size=SIZES, batches=st.lists(st.lists(st.tuples(KEYS, PRIORITIES), max_size=9)))
-def test_operations_on_many_keys_are_those_on_each_in_turn(strategy, size, batches):
-    released_together, released_one_by_one = [], []
-    together = KVCachePool(size, strategy, on_release=released_together.extend)
-    one_by_one = KVCachePool(size, strategy, on_release=released_one_by_one.extend)
-    for number, batch in enumerate(batches):
-        keys = [key for key, _ in batch]
-        values = [(number, place) for place in range(len(batch))]
-        priorities = [priority for _, priority in batch]
-        together.set_many(keys, values, priorities)
-        for key, value, priority in zip(keys, values, priorities):
-            one_by_one.set(key, value, priority)
-        assert together.get_many(keys) == [one_by_one.get(key) for key in keys]
-        assert dict(zip(together.keys(), together.values())) == dict(zip(one_by_one.keys(), one_by_one.values()))
-        assert together.stats == one_by_one.stats
-        assert released_together == released_one_by_one
+            priority = rng.choice([None, -1, 0, 1])
+            pool.set(key, number, priority)
+            naive.set(key, number, priority)
+        assert dict(zip(pool.keys(), pool.values())) == {entry['key']: entry['value'] for entry in naive.entries}
+    assert pool.stats == naive.stats
 
 
 def test_a_wrong_key_among_many_leaves_the_pool_whole():

@@ -1,6 +1,8 @@
 """Missing contexts of a search's nodes, computed again from the nodes' lineage."""
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Optional, Union
 
 import numpy as np
@@ -12,6 +14,8 @@ from .histories import EnvironmentHistories
 from .lineage import SearchNode
 from .positions import SearchPositions
 from .window import ContextWindow
+
+logger = logging.getLogger('lzero_kvcache')
 
 # One row of a batch each: many enough to make few forwards of them, few enough to bound a batch's memory.
 MOST_TOKENS = 1024
@@ -92,7 +96,7 @@ class ContextRebuilder:
         self.stats.restored += restored
         self.stats.rebuilds += len(nodes) - restored
         missing = [row for row, route in enumerate(routes) if route.context is None]
-        from_history = [row for row in missing if self._lossless and origins[row].history is not None]
+        from_history = [row for row in missing if self._lossless and _has_its_history(origins[row])]
         from_latent = [row for row in missing if row not in from_history]
         encoded = []
         if from_history:
@@ -238,3 +242,20 @@ class ContextRebuilder:
         if model.uses_rotary:
             positions = np.concatenate([node.step.positions[node.row] for node in nodes])[:, None]
         return tokens, positions
+
+
+def _has_its_history(root: SearchNode) -> bool:
+    if root.history is None:
+        return False
+    if root.history.key != root.key:
+        _warn_of_ended_episode()
+        return False
+    return True
+
+
+@cache
+def _warn_of_ended_episode() -> None:
+    logger.warning(
+        'A search goes on although the episode of its root has ended and its contexts have been dropped: the root is '
+        'planned from its latent state alone. Said once.'
+    )
