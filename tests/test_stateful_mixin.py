@@ -6,6 +6,7 @@ import copy
 import pickle
 from dataclasses import dataclass, field
 from typing import Any, Optional
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -28,6 +29,7 @@ from soak_world import Reanalysis
 from test_imagine import begin, check_rollout
 
 from lzero_kvcache import EVICTION_REGISTRY
+from lzero_kvcache.world_model.cached_model import CachedModel
 
 ENV_NUM = 4
 HORIZON = 3
@@ -47,6 +49,27 @@ phases = st.sampled_from(['collect', 'collect', 'eval'])
 subsets = st.permutations(range(ENV_NUM)).flatmap(
     lambda order: st.integers(1, ENV_NUM).map(lambda count: order[:count])
 )
+
+
+# The forward at which an inference breaks off, if one does.
+breaks = st.one_of(st.none(), st.none(), st.none(), st.none(), st.integers(1, 6))
+
+
+class BrokenOff(Exception):
+    """What ends an inference too early."""
+
+
+def breaking_at(number):
+    """Let the so-many-th forward through the cached model fail, within a ``with`` block."""
+    append, calls = CachedModel.append, []
+
+    def fail_once(self, *arguments):
+        calls.append(number)
+        if len(calls) == number:
+            raise BrokenOff
+        return append(self, *arguments)
+
+    return mock.patch.object(CachedModel, 'append', fail_once)
 
 
 @dataclass
@@ -89,6 +112,7 @@ class MixinMachine(RuleBasedStateMachine):
         self.search: Optional[Search] = None
         # Whether the weights have changed since the last inference, so that the pools' contexts are those of others.
         self.is_outdated = False
+        self.has_broken_off = False
         self.resets = 0
 
     @property
@@ -99,20 +123,25 @@ class MixinMachine(RuleBasedStateMachine):
     def is_lossless(self):
         return self.cache['on_miss'] == 'rebuild'
 
-    @rule(phase=phases, env_ids=subsets, num_simulations=st.sampled_from([0, 0, 1, 3, 8]))
-    def step(self, phase, env_ids, num_simulations):
+    @rule(phase=phases, env_ids=subsets, num_simulations=st.sampled_from([0, 0, 1, 3, 8]), breaks_at=breaks)
+    def step(self, phase, env_ids, num_simulations, breaks_at):
         """A root inference for some environments, and a search by the C++ tree."""
         episodes = self.episodes[phase]
         timesteps = [len(episodes._episodes.get(env_id, ())) for env_id in env_ids]
         self.search = None
-        root = episodes.step(env_ids, num_simulations)
+        try:
+            with breaking_at(breaks_at):
+                root = episodes.step(env_ids, num_simulations)
+        except BrokenOff:
+            self.break_off()
+            return
         self.is_outdated = False
         nodes = [[Node(latent)] for latent in root.latent_state.numpy()]
         self.search = Search(episodes, env_ids, timesteps, nodes)
 
     @precondition(lambda self: self.search is not None)
-    @rule(data=st.data())
-    def expand(self, data):
+    @rule(data=st.data(), breaks_at=breaks)
+    def expand(self, data, breaks_at):
         """One simulation at any known nodes, of any choice of the search's rows in any order."""
         search = self.search
         rows = data.draw(st.permutations(range(len(search.env_ids))))
@@ -127,9 +156,13 @@ class MixinMachine(RuleBasedStateMachine):
                     self.reset(row, parent)
         contexts = [self.context_of(row, parent) for row, parent in zip(rows, parents)]
         actions = np.stack([np.asarray(random_action(self.model, self.generator)) for _ in rows])
-        output = self.model.recurrent_inference(
-            [(latents, torch.from_numpy(actions))], 0, depths, [search.timesteps[row] for row in rows]
-        )
+        timesteps = [search.timesteps[row] for row in rows]
+        try:
+            with breaking_at(breaks_at):
+                output = self.model.recurrent_inference([(latents, torch.from_numpy(actions))], 0, depths, timesteps)
+        except BrokenOff:
+            self.break_off()
+            return
         self.is_outdated = False
         for number, (row, parent, context) in enumerate(zip(rows, parents, contexts)):
             step = (actions[number], output.latent_state[number], depths[number])
@@ -137,6 +170,11 @@ class MixinMachine(RuleBasedStateMachine):
             search.nodes[row].append(Node(
                 step[1].numpy(), parent.depth + 1, parent.origin, [*parent.path, step]
             ))
+
+    def break_off(self):
+        self.has_broken_off = True
+        assert len(self.inference.store) == 0
+        self.contexts_are_lost()
 
     def reset(self, row, node):
         """Without a context, a node begins anew; a root's episode goes on from there."""
@@ -276,7 +314,7 @@ class MixinMachine(RuleBasedStateMachine):
         check_store(self.inference)
         for pool in [pool for pools in self.inference.manager.pools().values() for pool in pools]:
             check_pool(pool)
-        if not self.is_lossless:
+        if not self.is_lossless and not self.has_broken_off:
             players = [*self.episodes.values(), self.reanalysis]
             assert self.inference.rebuild_stats.rebuilds == self.resets + sum(player.resets for player in players)
 
