@@ -1,19 +1,24 @@
 VENV := .venv
 PYTHON ?=
 PYTEST_ARGS ?=
+SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint roms egl clean
+.PHONY: help demo test soak lint roms egl clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
-	@echo "PYTHON=python3.10 names the Python of a new .venv, PYTEST_ARGS='-k pool -x' goes to pytest."
+	@echo "PYTHON=python3.10 names the Python of a new .venv, PYTEST_ARGS='-k pool -x' goes to pytest,"
+	@echo "SOAK_ARGS='--seed 1' to the soak."
 
 demo: $(VENV)/.installed  ## set up .venv and train UniZero on CartPole with the managed cache, for a minute
 	$(VENV)/bin/python -m zoo_examples.classic_control.cartpole_unizero --max-env-step 300
 
 test: $(VENV)/.installed roms $(if $(CI),egl)  ## set up .venv and run the tests
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+soak: $(VENV)/.installed  ## 100,000 search steps with everything that can happen to a cache; see docs/reliability.md
+	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/soak.py $(SOAK_ARGS)
 
 lint: $(VENV)/.installed  ## check the style with ruff
 	$(VENV)/bin/python -m ruff check .
