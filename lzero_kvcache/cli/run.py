@@ -48,6 +48,12 @@ def run(
     zoo/atari/config/atari_unizero_config.py. Arguments that the file itself takes come after "--", e.g.
     "-- --env BreakoutNoFrameskip-v4".
     """
+    processes = os.environ.get('WORLD_SIZE', '1')
+    if processes != '1':
+        raise click.ClickException(
+            f'torchrun has started {processes} processes, but this command trains in one: let torchrun start the '
+            'config file itself, as docs/reliability.md says under "Many processes"'
+        )
     if cpu:
         # Before PyTorch looks for one: the stock entries ask PyTorch, not the config.
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
