@@ -11,7 +11,6 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 from lzero.policy.unizero import UniZeroPolicy
 from training import TINY_POOLS, Run, call_entry, check_training, small_configs, stock_policies, train
 
-from lzero_kvcache import EVICTION_REGISTRY
 from lzero_kvcache.plugin import UniZeroKVCachePolicy
 
 CARTPOLE = 'cartpole_unizero_config'
@@ -68,8 +67,8 @@ def test_checkpoints_evaluate(tmp_path, runs, writer, reader):
     assert 0 < mean_return <= 200
 
 
-@pytest.mark.parametrize('strategy', sorted(EVICTION_REGISTRY))
-def test_every_strategy_evaluates_with_tiny_pools(tmp_path, runs, strategy):
+@pytest.mark.parametrize('strategy', ['slru', 'random', 'tree'])
+def test_tiny_pools_evaluate(tmp_path, runs, strategy):
     configs = small_configs(CARTPOLE, dict(strategy=strategy, **TINY_POOLS))
     mean_return, _ = call_entry(eval_muzero, tmp_path, configs, model_path=runs['plugin'].checkpoint)
     assert 0 < mean_return <= 200

@@ -9,7 +9,7 @@ from searches import PREDICTIONS, replay, search
 from test_world_model import MODELS
 
 NUM_ENVS = 3
-NUM_SIMULATIONS = 20
+NUM_SIMULATIONS = 12
 TOLERANCE = dict(atol=1e-4, rtol=0)
 
 

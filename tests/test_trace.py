@@ -123,9 +123,11 @@ def test_a_replay_counts_what_the_real_pools_count(plain, choice, recur_size):
     assert recur_size > 4 or simulated.recur_pool.stats.misses and simulated.counts['collect'].rebuilds.tokens
 
 
-@pytest.mark.parametrize('name', ['lru', 's3fifo', 'tree', 'priority:predicted_value'])
-@pytest.mark.parametrize('config', MODELS, ids=str)
-def test_a_replay_counts_what_the_recorded_run_has_counted(config, name, tmp_path):
+@pytest.mark.parametrize('name, config', [
+    *(('tree', config) for config in MODELS), ('lru', MODELS[1]), ('s3fifo', MODELS[0]),
+    ('priority:predicted_value', MODELS[2])
+], ids=str)
+def test_a_replay_counts_what_the_recorded_run_has_counted(name, config, tmp_path):
     real = build(Choice(name).strategy, 6, **config)
     with record_searches(TraceWriter(tmp_path / 'trace', {})):
         play(real)

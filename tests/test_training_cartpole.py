@@ -33,11 +33,9 @@ def default_run(tmp_path_factory) -> Run:
     return train(CARTPOLE, tmp_path_factory.mktemp('default'), {}, model=dict(world_model_cfg=world_model_cfg))
 
 
-@pytest.mark.parametrize('strategy', STRATEGIES, ids=str)
-def test_every_strategy_trains(tmp_path, strategy):
-    run = train(CARTPOLE, tmp_path, dict(strategy=strategy))
-    check_training(run)
-    assert run.manager.total_stats()['recur_pool'].misses == 0
+def test_default_pools_train(default_run):
+    check_training(default_run)
+    assert default_run.manager.total_stats()['recur_pool'].misses == 0
 
 
 @pytest.mark.parametrize('strategy', STRATEGIES, ids=str)
