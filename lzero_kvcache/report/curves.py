@@ -64,7 +64,7 @@ def learning_curve(trial: Trial, over_time: bool = False) -> Curve:
         if not known.any():
             return _curve(x[:0], x[:0])
         x = np.interp(x, np.append(0.0, steps[known]), np.append(0.0, seconds[known])) / 60
-    return _curve(x, _column(trial.returns, 'return_mean', len(x)))
+    return _curve(x, _column(trial.returns, 'return_mean'))
 
 
 def hit_rate(trial: Trial, pool: str) -> Curve:
@@ -139,12 +139,14 @@ def process_memory(trial: Trial) -> Curve:
     return _curve(_series(trial, 'env_step'), _series(trial, 'rss_mb'))
 
 
-def _column(columns: dict[str, np.ndarray], name: str, rows: int = 0) -> np.ndarray:
+def _column(columns: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """A column that a file does not have has nothing in any of its rows."""
+    rows = len(next(iter(columns.values()), ()))
     return columns[name] if name in columns else np.full(rows, np.nan)
 
 
 def _series(trial: Trial, name: str) -> np.ndarray:
-    return _column(trial.series, name, len(_column(trial.series, 'env_step')))
+    return _column(trial.series, name)
 
 
 def _curve(x: np.ndarray, y: np.ndarray) -> Curve:

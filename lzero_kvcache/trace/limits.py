@@ -113,7 +113,4 @@ class ReplayMemory:
         self._needed += needed - self._parts.get((manager, part), 0)
         self._parts[manager, part] = needed
         if self._needed > MOST_BYTES_OF_REPLAY:
-            raise ValueError(
-                f'a replay would take {self._needed / 2 ** 30:,.1f} GiB of memory: allowed are '
-                f'{MOST_BYTES_OF_REPLAY / 2 ** 30:g}'
-            )
+            raise ValueError(f'a replay would take more than {MOST_BYTES_OF_REPLAY / 2 ** 30:g} GiB of memory')

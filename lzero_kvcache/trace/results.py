@@ -71,7 +71,8 @@ class Results:
         """
         total = outcome.total
         tokens_per_step = 1 + self.survey.facts.num_observations_tokens
-        return total.rebuilds.tokens / (total.expansions * tokens_per_step)
+        # A search may have nothing but nodes without a parent.
+        return total.rebuilds.tokens / (total.expansions * tokens_per_step) if total.expansions else 0.0
 
     def best(self, share: float) -> Optional[Outcome]:
         """
