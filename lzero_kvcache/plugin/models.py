@@ -4,7 +4,7 @@ from ding.utils import MODEL_REGISTRY
 from lzero.model.sampled_unizero_model import SampledUniZeroModel
 from lzero.model.unizero_model import UniZeroModel
 
-from ..world_model import KVCacheWorldModel
+from .hooks import find_hook
 
 
 @MODEL_REGISTRY.register('UniZeroKVCacheModel')
@@ -17,7 +17,7 @@ class UniZeroKVCacheModel(UniZeroModel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        KVCacheWorldModel.adopt(self.world_model)
+        find_hook().adopt(self.world_model)
 
 
 @MODEL_REGISTRY.register('SampledUniZeroKVCacheModel')
@@ -30,4 +30,4 @@ class SampledUniZeroKVCacheModel(SampledUniZeroModel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        KVCacheWorldModel.adopt(self.world_model)
+        find_hook().adopt(self.world_model)
