@@ -345,8 +345,8 @@ def folder_with(path, text, name='lru_seed0'):
     outcome_with(seed=-1), outcome_with(seed=10 ** 400), outcome_with(status='gone'), outcome_with(log='/etc/passwd'),
     result_with(arm='fifo'), result_with(seed=1), result_with(env_steps=None), result_with(env_steps='=1+1'),
     result_with(seconds=float('nan')), result_with(return_last='@SUM(A1)'), result_with(return_last=10 ** 200),
-    result_with(search_ms=[1]), result_with(search_ms=True),
-], ids=range(17))
+    result_with(search_ms=[1]), result_with(search_ms=True), result_with(evictions=10 ** 400),
+], ids=range(18))
 def test_a_trial_from_elsewhere_is_checked(text, tmp_path):
     folder = folder_with(tmp_path, text)
     with pytest.raises(ValueError, match=r'trial\.json is (broken|not readable).*: remove it, or choose another --out'):

@@ -2,7 +2,7 @@
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from math import inf, isfinite
+from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Optional
@@ -102,9 +102,9 @@ def checked_row(outcome: Mapping[str, Any]) -> dict[str, Any]:
         needed = status == 'done' and column in ('env_steps', 'seconds')
         if number is None and not needed:
             continue
-        if isinstance(number, bool) or not isinstance(number, (int, float)) or (
-            LARGEST_NUMBER < abs(number) < inf if not needed else not abs(number) <= LARGEST_NUMBER
-        ):
+        # A return of a model that has diverged may be infinite, or nan.
+        may_diverge = isinstance(number, float) and not isfinite(number) and not needed
+        if type(number) not in (int, float) or not (abs(number) <= LARGEST_NUMBER or may_diverge):
             raise ValueError(f'{column!r} of its result is {number!r}: allowed are numbers up to {LARGEST_NUMBER:g}')
     return {column: own[column] if column in own else numbers[column] for column in COLUMNS}
 
@@ -162,7 +162,6 @@ def means_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         of_arm = [row for row in rows if row['arm'] == arm]
         cells = []
         for _, column, text in SHOWN:
-            # A return may be infinite, or nan, where a model has diverged.
             values = [row[column] for row in of_arm if row[column] is not None and isfinite(row[column])]
             spread = f' ±{text.format(stdev(values))}' if len(values) > 1 else ''
             missing = f' (of {len(values)})' if len(values) < len(of_arm) else ''
