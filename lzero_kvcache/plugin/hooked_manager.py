@@ -104,17 +104,20 @@ class HookedKVCacheManager(KVCacheManager):
         Raises:
             - ValueError: If there is no such environment.
         """
-        found = super().get_init_cache(env_id, cache_key)
-        return self.get_recur_cache(cache_key) if found is None else found
+        with self.lock:
+            # Not by this class's own, which is asked at roots.
+            found = super().get_init_cache(env_id, cache_key)
+            return self.get_recur_cache(cache_key) if found is None else found
 
     def clear_all(self) -> None:
         """
         Overview:
             Remove every entry of every pool, and LightZero's working batch. The statistics stay.
         """
-        super().clear_all()
-        self.keys_values_wm_list.clear()
-        self.keys_values_wm_size_list.clear()
+        with self.lock:
+            super().clear_all()
+            self.keys_values_wm_list.clear()
+            self.keys_values_wm_size_list.clear()
 
 
 class HookedKVCachePool(KVCachePool):

@@ -84,8 +84,8 @@ def name_hook(world_model_class: Optional[type], version: Optional[str]) -> str:
             return 'inference_hook'
     raise ImportError(
         f'lzero_kvcache.plugin needs lightzero{SUPPORTED}, or one whose WorldModel takes a KVCacheManager behind '
-        f"use_new_cache_manager, as LightZero's main branch has it, but lightzero {version or 'of unknown version'} has "
-        f'neither hook: {INSTALL}'
+        f"use_new_cache_manager, as LightZero's main branch has it, but lightzero {version or 'of unknown version'} "
+        f'has neither hook: {INSTALL}'
     )
 
 
