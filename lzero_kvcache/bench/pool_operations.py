@@ -1,7 +1,6 @@
 import gc
 import random
 from collections import OrderedDict
-from contextlib import nullcontext
 from statistics import median
 from time import perf_counter_ns
 from typing import Any
@@ -10,6 +9,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ..eviction import EVICTION_REGISTRY
+from ..lock import CopyableLock
 from ..pool import KVCachePool
 from .section import Section, table_of
 from .settings import Settings
@@ -20,7 +20,6 @@ OPERATIONS = {
     'evict': 'set of a new key, full pool',
 }
 CONTROL = 'OrderedDict'
-UNLOCKED = 'fifo without a lock'
 
 
 class FullDict(OrderedDict):
@@ -44,18 +43,13 @@ class Workload:
     Overview:
         A full pool and the arguments of the operations on it.
     Arguments:
-        - strategy (:obj:`str`): The pool's, ``UNLOCKED`` or ``CONTROL``.
+        - strategy (:obj:`str`): The pool's, or ``CONTROL``.
         - size (:obj:`int`): Its entries.
         - rng (:obj:`Random`): Draws keys and priorities.
     """
 
     def __init__(self, strategy: str, size: int, rng: random.Random) -> None:
-        if strategy == CONTROL:
-            self.pool = FullDict.fromkeys(range(-size, 0))
-        elif strategy == UNLOCKED:
-            self.pool = KVCachePool(size, 'fifo', lock=nullcontext())
-        else:
-            self.pool = KVCachePool(size, strategy)
+        self.pool = FullDict.fromkeys(range(-size, 0)) if strategy == CONTROL else KVCachePool(size, strategy)
         self.size, self.rng, self.next_key = size, rng, 0
         self.nanoseconds('evict', size)
 
@@ -87,17 +81,33 @@ class Workload:
         return (perf_counter_ns() - start) / count
 
 
+def lock_nanoseconds(count: int) -> float:
+    """
+    Overview:
+        What taking a free lock and giving it back costs, the mean over ``count`` times.
+    """
+    lock = CopyableLock()
+    start = perf_counter_ns()
+    for _ in range(count):
+        with lock:
+            pass
+    locked = perf_counter_ns()
+    for _ in range(count):
+        pass
+    return (2 * locked - start - perf_counter_ns()) / count
+
+
 class PoolOperations(Section):
     """
     Overview:
-        Does a pool's operation cost the same at any pool size, and what does its lock cost? Every strategy, all sizes
-        in turn.
+        Does a pool's operation cost the same at any pool size, and how much of it is its lock's? Every strategy, all
+        sizes in turn.
     """
     name = 'pool_operations'
 
     def measure(self, settings: Settings, progress: Progress) -> list[dict]:
         rng, rows, sizes = random.Random(0), [], settings.pool_sizes
-        strategies = [*sorted(EVICTION_REGISTRY), UNLOCKED, CONTROL]
+        strategies = [*sorted(EVICTION_REGISTRY), CONTROL]
         task = progress.add_task('pool operations', total=len(strategies))
         # One strategy at a time keeps the memory small; within it every size runs in every round, in random order.
         for strategy in strategies:
@@ -119,12 +129,16 @@ class PoolOperations(Section):
                     ratio=median(time / base for time, base in zip(of_round, smallest)),
                 ))
             progress.advance(task)
-        return rows
+        lock = median(lock_nanoseconds(settings.operations) for _ in range(settings.pool_rounds))
+        return [dict(row, lock_nanoseconds=lock) for row in rows]
 
     def table(self, rows: list[dict]) -> Table:
         sizes = sorted({row['pool_size'] for row in rows})
-        table = table_of(f'Nanoseconds per operation, and the ratio to a pool of {sizes[0]:,} entries (medians)',
-                         'operation', 'strategy', *(f'{size:,}' for size in sizes))
+        title = (
+            f"Nanoseconds per operation, {rows[0]['lock_nanoseconds']:,.0f} of them for the pool's lock, and the ratio "
+            f'to a pool of {sizes[0]:,} entries (medians)'
+        )
+        table = table_of(title, 'operation', 'strategy', *(f'{size:,}' for size in sizes))
         for operation in OPERATIONS:
             for strategy in dict.fromkeys(row['strategy'] for row in rows):
                 of_sizes = {
@@ -144,8 +158,8 @@ class PoolOperations(Section):
                     row['nanoseconds'] / 1000 for row in rows
                     if (row['operation'], row['strategy']) == (operation, strategy)
                 ]
-                style = {CONTROL: dict(color='grey', linestyle='--'), UNLOCKED: dict(color='black', linestyle=':')}
-                panel.plot(sizes, latency, marker=marker, label=strategy, **style.get(strategy, {}))
+                style = dict(color='grey', linestyle='--') if strategy == CONTROL else {}
+                panel.plot(sizes, latency, marker=marker, label=strategy, **style)
             panel.set(title=title, xscale='log', xlabel='pool size (entries)')
             panel.set_xticks(sizes, [f'{size // 1000}k' if size % 1000 == 0 else f'{size}' for size in sizes])
             panel.minorticks_off()
