@@ -13,6 +13,7 @@ from lzero.policy.unizero import UniZeroPolicy
 from models import kv_cache, model_config, observations
 from searches import replay, search
 from test_policies import build_policy
+from torch.utils.tensorboard import SummaryWriter
 from training import NUM_SIMULATIONS, call_entry, read_scalars, small_configs
 
 from lzero_kvcache import KVCacheConfig
@@ -324,6 +325,21 @@ class TestOnMain:
         assert not world_model.use_new_cache_manager and not hasattr(world_model, 'kv_cache_manager')
         world_model = UniZeroKVCacheModel(**model_config('image', use_new_cache_manager=True, **config)).world_model
         assert type(world_model.kv_cache_manager).__module__.startswith('lzero.')
+
+    def test_an_evaluation_writes_its_point_when_its_last_episode_ends(self, tmp_path):
+        policy = build_policy(observation='image', kv_cache=kv_cache())
+        policy._kv_cache_statistics.tb_logger = SummaryWriter(str(tmp_path))
+        policy.eval_mode.reset()
+        policy.eval_mode.forward(
+            torch.rand(2, 3, 64, 64), [np.ones(3)] * 2, [-1] * 2, ready_env_id=[0, 1], timestep=[np.array(0)] * 2
+        )
+        policy.eval_mode.reset(env_id=0, current_steps=1, reset_init_data=False)
+        policy.eval_mode.reset([0])
+        assert 'kv_cache/eval_recur_pool/hit_rate' not in read_scalars(tmp_path)
+        policy.eval_mode.reset([1])
+        assert len(read_scalars(tmp_path)['kv_cache/eval_recur_pool/hit_rate']) == 1
+        policy.eval_mode.reset([1])
+        assert len(read_scalars(tmp_path)['kv_cache/eval_recur_pool/hit_rate']) == 1
 
     def test_nothing_is_added_to_a_checkpoint(self):
         stock = UniZeroModel(**model_config('image'))

@@ -28,6 +28,7 @@ class HookedKVCacheManager(KVCacheManager):
         self.keys_values_wm_list: list[Any] = []
         self.keys_values_wm_size_list: list[int] = []
         self._tokens_per_observation = tokens_per_observation
+        # The manager has made them, and a pool is nothing but its state.
         for pool in (*self.init_pools, self.recur_pool, self.wm_pool):
             pool.__class__ = HookedKVCachePool
 

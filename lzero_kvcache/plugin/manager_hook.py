@@ -3,9 +3,11 @@ A LightZero that has a cache manager of its own: this package's takes its place.
 are LightZero's code; strategy, sizes and statistics are those of ``kv_cache``.
 """
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from types import SimpleNamespace
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import torch
 from easydict import EasyDict
@@ -111,6 +113,7 @@ class KVCachePolicyMixin:
             game_segment_length=cfg.game_segment_length,
         )
         self._kv_cache_inference = self._kv_cache_statistics = None
+        self._kv_cache_evaluated: set[int] = set()
         if manager is not None:
             self._kv_cache_inference = HookedInference(manager)
             self._kv_cache_statistics = StatisticsReporter(
@@ -136,7 +139,28 @@ class KVCachePolicyMixin:
             As the stock policy's.
         """
         forward = super()._forward_eval
-        return self._search_in_phase('eval', lambda _: forward(data, *args, **kwargs), data, None)
+        output = self._search_in_phase('eval', lambda _: forward(data, *args, **kwargs), data, None)
+        self._kv_cache_evaluated.update(output)
+        return output
+
+    def _reset_eval(
+            self, env_id: Union[int, Sequence[int], None] = None, current_steps: Optional[int] = None, *args: Any,
+            **kwargs: Any
+    ) -> None:
+        """
+        Overview:
+            As the stock policy's.
+        """
+        super()._reset_eval(env_id, current_steps, *args, **kwargs)
+        if current_steps is not None or self._kv_cache_statistics is None:
+            return
+        if env_id is None:
+            self._kv_cache_evaluated.clear()
+        else:
+            self._kv_cache_evaluated.difference_update([env_id] if isinstance(env_id, Integral) else env_id)
+        if not self._kv_cache_evaluated:
+            # 'eval_muzero' calls no hook when it is done.
+            self._kv_cache_statistics.flush()
 
     def _search_in_phase(self, phase: str, search: Callable[[Any], dict], data: torch.Tensor, env_ids: Any) -> dict:
         output = search(env_ids)
