@@ -100,8 +100,9 @@ def test_all_processes_take_the_same_number_of_learner_steps(ddp_results):
 @every_plugin_side
 def test_the_caches_of_all_processes_work(ddp_runs, side):
     assert ddp_runs[0]['counted']['learn'] == ddp_runs[1]['counted']['learn'] > 0
-    # LightZero evaluates in the first process alone.
-    assert ddp_runs[0]['counted']['eval'] > ddp_runs[1]['counted']['eval'] == 0
+    # LightZero evaluates in the first process alone, and a short run by segments not at all.
+    assert ddp_runs[0]['counted']['eval'] > 0 or 'episodes' not in side
+    assert ddp_runs[1]['counted']['eval'] == 0
     for run in ddp_runs:
         for stats in run['pools'].values():
             assert stats['hits'] + stats['misses'] == stats['total_queries']
@@ -203,12 +204,13 @@ def test_environments_in_processes_of_their_own(tmp_path, env_manager, entry):
     assert roots.cold_starts == 0
     scalars = run.scalars()
     collected = scalars['kv_cache/collect_init_pools/entries'][-1][0]
-    evaluated = sum(steps for _, steps in scalars['evaluator_step/envstep_count'])
+    evaluations = scalars.get('evaluator_step/envstep_count', [])
+    evaluated = sum(steps for _, steps in evaluations)
     assert roots.continuing + roots.first_steps == collected + evaluated
     if entry is train_unizero:
         # Each round begins with new episodes.
         rounds = len(scalars['Buffer/num_of_transitions'])
-        assert roots.first_steps == ENV_NUM * rounds + len(scalars['evaluator_step/envstep_count'])
+        assert roots.first_steps == ENV_NUM * rounds + len(evaluations)
     totals = run.manager.total_stats()
     assert totals['init_pools'].hits > 0
     assert totals['recur_pool'].hits > 0
