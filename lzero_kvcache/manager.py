@@ -34,6 +34,9 @@ class KVCacheManager:
         - ValueError: If the config is not valid, ``env_num`` is below 1, or the memory budget is too small.
     """
 
+    # What builds the pools, with the arguments of ``KVCachePool``.
+    pool_class: type[KVCachePool] = KVCachePool
+
     def __init__(
             self,
             config: Any,
@@ -53,7 +56,7 @@ class KVCacheManager:
 
         def build(name: str, pool_config: PoolConfig, size: int) -> KVCachePool:
             strategy = self.config.strategy_of(pool_config)
-            return KVCachePool(size, strategy, self.enable_stats, name, on_release, self.lock)
+            return self.pool_class(size, strategy, self.enable_stats, name, on_release, self.lock)
 
         self.init_pools: list[KVCachePool] = [
             build(f'init_pools[{env_id}]', self.config.init_pool, self.sizes.init) for env_id in range(env_num)

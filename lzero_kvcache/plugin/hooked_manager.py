@@ -7,6 +7,17 @@ from ..pool import KVCachePool
 from ..world_model.histories import RootStats
 
 
+class HookedKVCachePool(KVCachePool):
+    """
+    Overview:
+        A pool whose keys LightZero's own code reads, to forget what it keeps beside the entries.
+    """
+
+    @property
+    def _key_to_index(self) -> Mapping[int, int]:
+        return self._slot_of_key
+
+
 class HookedKVCacheManager(KVCacheManager):
     """
     Overview:
@@ -22,15 +33,14 @@ class HookedKVCacheManager(KVCacheManager):
         - ValueError: As ``KVCacheManager``.
     """
 
+    pool_class = HookedKVCachePool
+
     def __init__(self, config: Any, env_num: int, tokens_per_observation: int = 1) -> None:
         super().__init__(config, env_num)
         self.root_stats = RootStats()
         self.keys_values_wm_list: list[Any] = []
         self.keys_values_wm_size_list: list[int] = []
         self._tokens_per_observation = tokens_per_observation
-        # The manager has made them, and a pool is nothing but its state.
-        for pool in (*self.init_pools, self.recur_pool, self.wm_pool):
-            pool.__class__ = HookedKVCachePool
 
     def get_init_cache(self, env_id: int, cache_key: int) -> Optional[Any]:
         """
@@ -119,14 +129,3 @@ class HookedKVCacheManager(KVCacheManager):
             super().clear_all()
             self.keys_values_wm_list.clear()
             self.keys_values_wm_size_list.clear()
-
-
-class HookedKVCachePool(KVCachePool):
-    """
-    Overview:
-        A pool whose keys LightZero's own code reads, to forget what it keeps beside the entries.
-    """
-
-    @property
-    def _key_to_index(self) -> Mapping[int, int]:
-        return self._slot_of_key

@@ -95,8 +95,9 @@ def _installed_world_model() -> Optional[type]:
         return getattr(import_module(WORLD_MODEL_MODULE), 'WorldModel', None)
     except ModuleNotFoundError as error:
         if error.name == 'lzero':
-            raise ImportError(
-                f'lzero_kvcache.plugin needs lightzero{SUPPORTED}, but LightZero is not installed: {INSTALL}'
+            raise ModuleNotFoundError(
+                f'lzero_kvcache.plugin needs lightzero{SUPPORTED}, but LightZero is not installed: {INSTALL}',
+                name=error.name
             ) from error
         # LightZero from before UniZero; what LightZero itself lacks is another matter.
         if error.name is None or not WORLD_MODEL_MODULE.startswith(error.name):
