@@ -17,13 +17,14 @@ from lzero_kvcache.bench.machine import machine
 from lzero_kvcache.files import write_atomically
 from lzero_kvcache.world_model import RebuildStats
 
+# With a limit for one line, the axis is cut to what lies around it.
 PANELS = [
-    ('Memory of the process at rest', 'MiB', {'rest_rss_mb': None}),
-    ('Python objects at rest', 'objects', {'rest_objects': None}),
-    ('Tokens, entries and nodes, at most', 'in all worlds', {
-        'most_live_tokens': 'live tokens', 'most_entries': 'entries of the pools', 'most_nodes': 'nodes of searches',
+    ('Memory of the process at rest', 'MiB', {'rest_rss_mb': 'MiB'}),
+    ('Python objects at rest', 'objects', {'rest_objects': 'objects'}),
+    ('The most at any time, in all worlds', '', {
+        'most_live_tokens': 'live tokens', 'most_nodes': 'nodes of searches', 'most_entries': 'entries of the pools',
     }),
-    ('Items of the containers', 'items', {'busy_items': 'busy', 'rest_items': 'at rest'}),
+    ('Items of containers', 'items', {'busy_items': 'busy', 'rest_items': 'at rest'}),
 ]
 
 
@@ -102,19 +103,30 @@ def write_results(soak: Any, folder: Path, failure: Optional[str]) -> None:
 
 
 def _plot(soak: Any, path: Path) -> None:
-    figure = Figure(figsize=(12, 7), layout='constrained')
-    steps = [sample.step for sample in soak.samples]
+    figure = Figure(figsize=(12, 7.5), layout='constrained')
+    quantities = {quantity.name: quantity for quantity in QUANTITIES}
     for axes, (title, unit, lines) in zip(figure.subplots(2, 2).flat, PANELS):
         for name, label in lines.items():
-            axes.plot(steps, [getattr(sample, name) for sample in soak.samples], label=label, linewidth=1.2)
+            figures = [getattr(sample, name) for sample in soak.samples]
+            axes.plot([sample.step for sample in soak.samples], figures, label=label, linewidth=1.2)
+        if len(lines) == 1 and len(soak.samples) >= WINDOWS:
+            limit = quantities[name].limit(soak.samples)
+            axes.axhline(limit, color='firebrick', linestyle='--', linewidth=1, label='limit')
+            margin = 0.3 * (limit - min(figures))
+            axes.set_ylim(min(figures) - margin, max(limit, *figures) + 1.5 * margin)
+            title = f'{title} (axis cut)'
+        else:
+            axes.set_ylim(0, 1.35 * axes.get_ylim()[1])
         axes.axvspan(0, soak.steps / WINDOWS, color='grey', alpha=0.15, label='warm-up')
-        axes.set(title=title, ylabel=unit, xlabel='search steps', xlim=(0, soak.steps), ylim=(0, None))
+        axes.set(title=title, ylabel=unit, xlabel='search steps', xlim=(0, soak.steps))
+        axes.xaxis.set_major_formatter('{x:,.0f}')
+        axes.yaxis.set_major_formatter('{x:,.0f}')
         axes.grid(alpha=0.3)
-        axes.legend(frameon=False)
+        axes.legend(frameon=False, ncols=2, loc='upper right')
     compared, difference = soak.comparisons()
+    evictions = sum(of_kind['evictions'] for of_kind in pool_counts(soak).values())
     figure.suptitle(
-        f'{soak.step:,} search steps, {soak.done()["learner steps"]:,} learner steps, '
-        f'{sum(of_kind["evictions"] for of_kind in pool_counts(soak).values()):,} evictions; '
+        f'{soak.step:,} search steps, {soak.done()["learner steps"]:,} learner steps, {evictions:,} evictions; '
         f'{compared:,} predictions compared, off by {difference:.1e} at most'
     )
     image = BytesIO()
