@@ -12,7 +12,7 @@ ROOT = Path(lzero_kvcache.__file__).parent
 # From the ground up. Whatever has no place here is what a person runs, and may import everything.
 FLOORS = [
     {'checks', 'files', 'lock', 'untrusted'}, {'envs', 'eviction', 'stats', 'store'}, {'config', 'pool'}, {'budget'},
-    {'manager'}, {'world_model'}, {'plugin'},
+    {'manager'}, {'ddp', 'world_model'}, {'plugin'},
 ]
 MODULES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')
 

@@ -176,3 +176,15 @@ def test_a_world_model_that_the_cache_does_not_know_is_refused():
 def test_a_wrong_config_is_refused_when_the_policy_is_made(wrong, message):
     with pytest.raises(ValueError, match=message):
         build_policy(kv_cache=EasyDict(wrong))
+
+
+@pytest.mark.parametrize('multi_gpu', [False, True])
+def test_several_processes_need_no_context_of_their_own(multi_gpu, monkeypatch):
+    mended = []
+    monkeypatch.setattr('lzero_kvcache.plugin.inference_hook.mend_release', lambda: mended.append(True))
+    config = deep_merge_dicts(UniZeroKVCachePolicy.default_config(), EasyDict(
+        type='unizero', cuda=False, device='cpu', collector_env_num=1, evaluator_env_num=1, use_wandb=False,
+        game_segment_length=50, model=model_config(kv_cache=kv_cache()), multi_gpu=multi_gpu
+    ))
+    UniZeroKVCachePolicy(config, enable_field=['collect'])
+    assert mended == [True] * multi_gpu

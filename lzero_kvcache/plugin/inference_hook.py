@@ -11,6 +11,7 @@ from easydict import EasyDict
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from ..config import KEY_PATH, KVCacheConfig
+from ..ddp import mend_release
 from ..world_model import KVCacheWorldModel, KVCacheWorldModelMixin
 from .episode_steps import EpisodeSteps
 from .scalar_transform import read_scalars_lean
@@ -28,6 +29,8 @@ class KVCachePolicyMixin:
     """
 
     def _create_model(self, cfg: EasyDict, model: Optional[torch.nn.Module] = None) -> torch.nn.Module:
+        if cfg.multi_gpu:
+            mend_release()
         model = super()._create_model(cfg, model)
         self._kv_cache_world_model = _managed_world_model(model.world_model, cfg)
         self._kv_cache_statistics = None
