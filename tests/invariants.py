@@ -33,8 +33,10 @@ def owner_of(key: str) -> str:
 def check_store(inference: Any) -> None:
     """
     Every context has as many holders as pools, histories and roots hold it, and what is held is as ``check_tokens``
-    says. Environments share no token.
+    says. Environments share no token, and episodes that have ended hold on to none.
     """
+    for history in inference.histories:
+        assert history.context is None or history.steps
     held = list(held_contexts(inference))
     contexts = {id(context): context for _, context in held}
     for identity, holders in Counter(id(context) for _, context in held).items():

@@ -4,6 +4,7 @@ every prediction equals the oracle's.
 """
 import copy
 import pickle
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Optional
 from unittest import mock
@@ -30,6 +31,7 @@ from test_imagine import begin, check_rollout
 
 from lzero_kvcache import EVICTION_REGISTRY
 from lzero_kvcache.world_model.cached_model import CachedModel
+from lzero_kvcache.world_model.lineage import SearchLineage
 
 ENV_NUM = 4
 HORIZON = 3
@@ -51,25 +53,31 @@ subsets = st.permutations(range(ENV_NUM)).flatmap(
 )
 
 
-# The forward at which an inference breaks off, if one does.
-breaks = st.one_of(st.none(), st.none(), st.none(), st.none(), st.integers(1, 6))
+# The call at which an inference breaks off, if one does.
+breaks = st.one_of(st.none(), st.none(), st.none(), st.none(), st.integers(1, 10))
 
 
 class BrokenOff(Exception):
     """What ends an inference too early."""
 
 
+@contextmanager
 def breaking_at(number):
-    """Let the so-many-th forward through the cached model fail, within a ``with`` block."""
-    append, calls = CachedModel.append, []
+    """Within a ``with`` block let the so-many-th forward, or node that becomes known, fail."""
+    calls = []
 
-    def fail_once(self, *arguments):
-        calls.append(number)
-        if len(calls) == number:
-            raise BrokenOff
-        return append(self, *arguments)
+    def failing(function):
+        def fail_once(*arguments):
+            calls.append(function)
+            if len(calls) == number:
+                raise BrokenOff
+            return function(*arguments)
 
-    return mock.patch.object(CachedModel, 'append', fail_once)
+        return fail_once
+
+    with mock.patch.object(CachedModel, 'append', failing(CachedModel.append)), \
+            mock.patch.object(SearchLineage, 'add', failing(SearchLineage.add)):
+        yield
 
 
 @dataclass
