@@ -237,9 +237,8 @@ class World:
         for player in self.players():
             player.compares_nodes = True
         for player in self.phases.values():
-            for num_simulations in (1, 8):
-                player.step(range(ENV_NUM), num_simulations)
-        self._reanalysis.reanalyse(3)
+            player.step(range(ENV_NUM), num_simulations=5)
+        self._reanalysis.reanalyse(num_simulations=2)
         self._running = None
         self._imagine()
 
