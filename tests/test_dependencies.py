@@ -26,6 +26,8 @@ FOR_OTHERS = {
     'setuptools': ('tensorboard', 'import pkg_resources'), 'opencv-python-headless': ('zoo.atari', 'import cv2'),
     'torchvision': ('lzero', 'from torchvision'),
 }
+# Who brings what we import and do not name; see setup.cfg.
+BROUGHT = {'gym': 'DI-engine', 'gymnasium': 'lightzero', 'wandb': 'DI-engine', 'tensorboard': 'DI-toolkit'}
 # Tools that are called, not imported, and where.
 CALLED = {'ruff': 'Makefile', 'pytest-timeout': 'pyproject.toml'}
 PYTHONS = ('3.9', '3.10', '3.11')
@@ -121,15 +123,22 @@ MODULES = sorted((ROOT / 'lzero_kvcache').rglob('*.py'))
 def test_what_a_module_imports_is_declared_for_its_part(path):
     place = path.relative_to(ROOT / 'lzero_kvcache').as_posix()
     extra = EXTRA_OF_PART.get(place) or EXTRA_OF_PART.get(place.partition('/')[0])
-    allowed = names('') | (names(extra) if extra else set())
+    allowed = BROUGHT.keys() | names('') | (names(extra) if extra else set())
     assert imported(path) <= allowed, f'{place} imports {imported(path) - allowed}, which nothing declares'
 
 
 def test_examples_configs_and_tests_import_what_an_extra_brings():
-    everything = {name for extra in ('', 'atari', 'dmc', 'bench', 'report', 'test') for name in names(extra)}
+    everything = BROUGHT.keys() | {name for extra in ('', 'atari', 'dmc', 'bench', 'report', 'test') for name in names(extra)}
     for folder in ('zoo_examples', 'configs', 'benchmarks', 'tests'):
         for path in (ROOT / folder).rglob('*.py'):
             assert imported(path) <= everything, f'{path} imports {imported(path) - everything}'
+
+
+@pytest.mark.parametrize('name', BROUGHT)
+def test_what_others_bring_they_ask_for(name):
+    requirements = map(Requirement, metadata.requires(BROUGHT[name]))
+    assert any(canonicalize_name(each.name) == name and each.marker is None for each in requirements)
+    assert name not in names('')
 
 
 def test_nothing_is_declared_that_nobody_uses():
