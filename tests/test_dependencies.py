@@ -128,7 +128,8 @@ def test_what_a_module_imports_is_declared_for_its_part(path):
 
 
 def test_examples_configs_and_tests_import_what_an_extra_brings():
-    everything = BROUGHT.keys() | {name for extra in ('', 'atari', 'dmc', 'bench', 'report', 'test') for name in names(extra)}
+    extras = ('', 'atari', 'dmc', 'bench', 'report', 'test')
+    everything = BROUGHT.keys() | {name for extra in extras for name in names(extra)}
     for folder in ('zoo_examples', 'configs', 'benchmarks', 'tests'):
         for path in (ROOT / folder).rglob('*.py'):
             assert imported(path) <= everything, f'{path} imports {imported(path) - everything}'
