@@ -53,7 +53,7 @@ class Episodes:
 
     def weights_have_changed(self) -> None:
         """Every running episode is to be embedded again, as far back as its context goes."""
-        self._outdated = set(self._episodes)
+        self._outdated = {env_id for env_id, episode in self._episodes.items() if episode}
 
     @torch.no_grad()
     def step(self, env_ids: Sequence[int], num_simulations: int = 0) -> Any:
