@@ -176,6 +176,8 @@ class StoreMachine(RuleBasedStateMachine):
             for place, number in zip(context.table.tolist(), numbers):
                 assert place_of.setdefault(number, place) == place, 'a token is in the store twice'
         assert len(self.store) == len(place_of)
+        if self.store.expected_tokens is not None:
+            assert len(self.store._holders) <= self.store.expected_tokens + self.written
         bytes_per_token = 2 * 2 * 1 * 2 * 4
         assert self.store.kv_bytes(context for context, _ in held.values()) == len(place_of) * bytes_per_token
 
@@ -199,4 +201,4 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 def test_any_order_of_operations():
-    run_state_machine_as_test(StoreMachine, settings=settings(max_examples=100, stateful_step_count=30))
+    run_state_machine_as_test(StoreMachine, settings=settings(max_examples=150, stateful_step_count=30))
