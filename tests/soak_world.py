@@ -37,10 +37,11 @@ class CountingPool(KVCachePool):
         pool.counted = Counter()
 
     def _store(self, key: Any, *arguments: Any) -> int:
-        is_new = key not in self
+        # Not by the pool's own methods, which take it for broken in the midst of another one.
+        is_new = key not in self._slot_of_key
         self.counted['sets'] += 1
         self.counted['new'] += is_new
-        self.counted['evictions'] += is_new and len(self) == self.pool_size
+        self.counted['evictions'] += is_new and len(self._slot_of_key) == self.pool_size
         return super()._store(key, *arguments)
 
     def get_many(self, keys: Sequence[Any]) -> list[Any]:
