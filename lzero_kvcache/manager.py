@@ -30,6 +30,7 @@ class KVCacheManager:
         - on_release (:obj:`Optional[Callable]`): Called with the values that leave a pool, as a list.
         - measure (:obj:`Callable`): Tells how many bytes of keys and values a list of values holds.
         - memory (:obj:`Optional[ContextMemory]`): What entries cost; None: a whole window each.
+        - on_loss (:obj:`Optional[Callable]`): As ``KVCachePool``.
     Raises:
         - ValueError: If the config is not valid, ``env_num`` is below 1, or the memory budget is too small.
     """
@@ -45,6 +46,7 @@ class KVCacheManager:
             on_release: Optional[Callable[[Sequence[Any]], None]] = None,
             measure: Callable[[Sequence[Any]], int] = tensor_bytes,
             memory: Optional[ContextMemory] = None,
+            on_loss: Optional[Callable[[], None]] = None,
     ) -> None:
         self.env_num = check_count(env_num, 'env_num', 'environments')
         self.config = KVCacheConfig.find_in(config)
@@ -56,7 +58,7 @@ class KVCacheManager:
 
         def build(name: str, pool_config: PoolConfig, size: int) -> KVCachePool:
             strategy = self.config.strategy_of(pool_config)
-            return self.pool_class(size, strategy, self.enable_stats, name, on_release, self.lock)
+            return self.pool_class(size, strategy, self.enable_stats, name, on_release, self.lock, on_loss)
 
         self.init_pools: list[KVCachePool] = [
             build(f'init_pools[{env_id}]', self.config.init_pool, self.sizes.init) for env_id in range(env_num)
@@ -159,6 +161,14 @@ class KVCacheManager:
         with self.lock:
             kv = self.get_init_cache(env_id, key)
             return self.get_recur_cache(key) if kv is None else kv
+
+    @property
+    def is_whole(self) -> bool:
+        """
+        Overview:
+            Whether no operation has broken off and left a pool that is still to be emptied.
+        """
+        return self.recur_pool.is_whole and self.wm_pool.is_whole and all(pool.is_whole for pool in self.init_pools)
 
     def pools(self) -> dict[str, list[KVCachePool]]:
         """

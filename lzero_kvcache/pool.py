@@ -1,3 +1,4 @@
+import logging
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
 from numbers import Integral
@@ -9,6 +10,8 @@ from .eviction.strategy import StrategyLike
 from .lock import CopyableLock
 from .stats import CacheStats
 
+logger = logging.getLogger('lzero_kvcache')
+
 
 class KVCachePool:
     """
@@ -17,7 +20,8 @@ class KVCachePool:
         by reference and never looks inside. ``stats`` counts, ``peak_entries`` is the most it has ever held. Get, set
         and eviction cost O(1), with 'priority' O(log n); with 'tree' all evictions of a simulation together O(n).
         Several threads may use one pool: each operation holds ``lock``, which also makes one of several, as in
-        ``with pool.lock: ...``.
+        ``with pool.lock: ...``. An operation that breaks off, by Ctrl-C or a strategy that raises, leaves a pool of
+        which ``is_whole`` is False; the next one empties it.
     Arguments:
         - pool_size (:obj:`int`): The number of entries that fit.
         - eviction_strategy (:obj:`Union[EvictionStrategy, str, dict]`): A member of ``EvictionStrategy``, a name in
@@ -27,6 +31,8 @@ class KVCachePool:
         - on_release (:obj:`Optional[Callable]`): Called with a list of the values that leave the pool by eviction, by
             being overwritten, or by ``clear``.
         - lock (:obj:`Optional[CopyableLock]`): For pools whose values share something; None: one of its own.
+        - on_loss (:obj:`Optional[Callable]`): Called in place of ``on_release`` where a pool is emptied because an
+            operation has broken off: which of its last values it has released already is not known then.
     Raises:
         - ValueError: On a size below 1 or a strategy that is not registered.
     """
@@ -39,6 +45,7 @@ class KVCachePool:
             name: str = 'default',
             on_release: Optional[Callable[[Sequence[Any]], None]] = None,
             lock: Optional[CopyableLock] = None,
+            on_loss: Optional[Callable[[], None]] = None,
     ) -> None:
         self.lock = CopyableLock() if lock is None else lock
         self.name = name
@@ -50,6 +57,11 @@ class KVCachePool:
         # A pool is emptied at every step of a search, where checking the strategy again would show.
         self._new_eviction_policy = partial(EVICTION_REGISTRY.get(strategy), **options)
         self._on_release = on_release
+        self._on_loss = on_loss
+        self.is_whole = True
+        self._value_of_slot: dict[int, Any] = {}
+        # What leaves and has not been released yet.
+        self._leaving: list[Any] = []
         self._reset_index()
         self._follows_search = self.eviction_policy.follows_search
 
@@ -58,8 +70,9 @@ class KVCachePool:
         self.eviction_policy.resize(self.pool_size)
         self._slot_of_key: dict[Hashable, int] = {}
         self._key_of_slot: dict[int, Hashable] = {}
-        self._value_of_slot: dict[int, Any] = {}
         self._free_slots: list[int] = []
+        # In one statement: whatever breaks off here, each value is in one of the two.
+        self._leaving, self._value_of_slot = [*self._leaving, *self._value_of_slot.values()], {}
 
     def set(self, key: Hashable, kv: Any, priority: Priority = None) -> int:
         """
@@ -76,11 +89,15 @@ class KVCachePool:
             - ValueError: If the key is neither an int nor a string, or the priority is neither a number nor, with a
                 strategy that follows the search, one of its nodes.
         """
-        leaving: list[Any] = []
+        self._check_entry(key, priority)
         with self.lock:
-            slot = self._store(key, kv, priority, leaving)
-            if leaving:
-                self._release(leaving)
+            if not self.is_whole:
+                self._recover()
+            self.is_whole = False
+            slot = self._store(key, kv, priority)
+            if self._leaving:
+                self._release()
+            self.is_whole = True
         return slot
 
     def set_many(self, keys: Sequence[Hashable], kvs: Sequence[Any], priorities: Sequence[Priority]) -> None:
@@ -92,46 +109,38 @@ class KVCachePool:
             - kvs (:obj:`Sequence[Any]`): The value of each, kept by reference.
             - priorities (:obj:`Sequence[Optional[float]]`): As ``set``, one for each.
         Raises:
-            - ValueError: As ``set``; the keys before the faulty one are stored. If the lengths differ, none is.
+            - ValueError: As ``set``, and if the lengths differ; nothing is stored then.
         """
         if not len(keys) == len(kvs) == len(priorities):
             raise ValueError(
                 f"pool '{self.name}' was given {len(keys)} keys, {len(kvs)} values and {len(priorities)} priorities: "
                 'needed is one of each for each entry'
             )
-        leaving: list[Any] = []
+        for key, priority in zip(keys, priorities):
+            self._check_entry(key, priority)
         with self.lock:
-            try:
-                for key, kv, priority in zip(keys, kvs, priorities):
-                    self._store(key, kv, priority, leaving)
-            finally:
-                if leaving:
-                    self._release(leaving)
+            if not self.is_whole:
+                self._recover()
+            self.is_whole = False
+            for key, kv, priority in zip(keys, kvs, priorities):
+                self._store(key, kv, priority)
+            if self._leaving:
+                self._release()
+            self.is_whole = True
 
-    def _store(self, key: Hashable, kv: Any, priority: Priority, leaving: list[Any]) -> int:
-        if type(key) is not str:
-            self._check_key(key)
-        if priority is not None:
-            if isinstance(priority, SearchTreeNode):
-                if not self._follows_search:
-                    raise ValueError(
-                        f"priority of key {key!r} in pool '{self.name}' is a node of a search, which "
-                        f'{type(self.eviction_policy).__name__} does not follow: allowed is a number'
-                    )
-            elif not is_number(priority):
-                raise ValueError(f"priority of key {key!r} in pool '{self.name}' is {priority!r}: allowed is a number")
+    def _store(self, key: Hashable, kv: Any, priority: Priority) -> int:
         slot = self._slot_of_key.get(key)
         if slot is not None:
             replaced = self._value_of_slot[slot]
-            self._value_of_slot[slot] = kv
-            self.eviction_policy.update(slot, priority)
             if replaced is not kv:
-                leaving.append(replaced)
+                self._value_of_slot[slot] = kv
+                self._leaving.append(replaced)
+            self.eviction_policy.update(slot, priority)
             return slot
         self.eviction_policy.before_insert(key)
         entries = len(self._slot_of_key)
         if entries >= self.pool_size:
-            leaving.append(self._evict())
+            self._evict()
             entries -= 1
         slot = self._free_slots.pop() if self._free_slots else entries
         self._slot_of_key[key] = slot
@@ -170,6 +179,9 @@ class KVCachePool:
             if type(key) is not str:
                 self._check_key(key)
         with self.lock:
+            if not self.is_whole:
+                self._recover()
+            self.is_whole = False
             slots = [self._slot_of_key.get(key) for key in keys]
             kvs = []
             for slot in slots:
@@ -181,6 +193,7 @@ class KVCachePool:
             if self.enable_stats:
                 misses = slots.count(None)
                 self.stats.count_queries(len(slots) - misses, misses)
+            self.is_whole = True
         return kvs
 
     def peek(self, key: Hashable) -> Optional[Any]:
@@ -196,6 +209,8 @@ class KVCachePool:
         """
         self._check_key(key)
         with self.lock:
+            if not self.is_whole:
+                self._recover()
             slot = self._slot_of_key.get(key)
             return None if slot is None else self._value_of_slot[slot]
 
@@ -210,13 +225,16 @@ class KVCachePool:
         """
         pool_size = check_count(pool_size, f"pool_size of pool '{self.name}'")
         with self.lock:
+            if not self.is_whole:
+                self._recover()
+            self.is_whole = False
             self.pool_size = pool_size
             self.eviction_policy.resize(pool_size)
-            leaving = []
-            while len(self) > pool_size:
-                leaving.append(self._evict())
-            if leaving:
-                self._release(leaving)
+            while len(self._slot_of_key) > pool_size:
+                self._evict()
+            if self._leaving:
+                self._release()
+            self.is_whole = True
 
     def evict(self) -> None:
         """
@@ -226,9 +244,14 @@ class KVCachePool:
             - ValueError: If the pool is empty.
         """
         with self.lock:
+            if not self.is_whole:
+                self._recover()
             if not self._slot_of_key:
                 raise ValueError(f"pool '{self.name}' is empty: there is nothing to evict")
-            self._release([self._evict()])
+            self.is_whole = False
+            self._evict()
+            self._release()
+            self.is_whole = True
 
     def clear(self) -> None:
         """
@@ -236,10 +259,14 @@ class KVCachePool:
             Remove all entries. The statistics stay, and what leaves this way does not count as evicted.
         """
         with self.lock:
-            leaving = list(self._value_of_slot.values())
+            if not self.is_whole:
+                self._recover()
+                return
+            self.is_whole = False
             self._reset_index()
-            if leaving:
-                self._release(leaving)
+            if self._leaving:
+                self._release()
+            self.is_whole = True
 
     def keys(self) -> Iterator[Hashable]:
         """
@@ -247,6 +274,8 @@ class KVCachePool:
             The keys of all entries, in no particular order.
         """
         with self.lock:
+            if not self.is_whole:
+                self._recover()
             return iter(list(self._slot_of_key))
 
     def values(self) -> list[Any]:
@@ -255,32 +284,67 @@ class KVCachePool:
             The values of all entries, in no particular order.
         """
         with self.lock:
+            if not self.is_whole:
+                self._recover()
             return list(self._value_of_slot.values())
 
     def __contains__(self, key: Hashable) -> bool:
         self._check_key(key)
-        return key in self._slot_of_key
+        with self.lock:
+            if not self.is_whole:
+                self._recover()
+            return key in self._slot_of_key
 
     def __len__(self) -> int:
-        return len(self._slot_of_key)
+        with self.lock:
+            if not self.is_whole:
+                self._recover()
+            return len(self._slot_of_key)
 
     def __repr__(self) -> str:
         return f"KVCachePool(name='{self.name}', entries={len(self)}, pool_size={self.pool_size}, stats={self.stats})"
+
+    def _recover(self) -> None:
+        self._reset_index()
+        lost, self._leaving = self._leaving, []
+        self.stats.total_queries = self.stats.hits + self.stats.misses
+        if self._on_loss is not None:
+            self._on_loss()
+        elif self._on_release is not None and lost:
+            self._on_release(lost)
+        self.is_whole = True
+        logger.warning("An operation of pool '%s' has broken off: the pool has been emptied.", self.name)
+
+    def _check_entry(self, key: Hashable, priority: Priority) -> None:
+        if type(key) is not str:
+            self._check_key(key)
+        if priority is not None:
+            if isinstance(priority, SearchTreeNode):
+                if not self._follows_search:
+                    raise ValueError(
+                        f"priority of key {key!r} in pool '{self.name}' is a node of a search, which "
+                        f'{type(self.eviction_policy).__name__} does not follow: allowed is a number'
+                    )
+            elif not is_number(priority):
+                raise ValueError(f"priority of key {key!r} in pool '{self.name}' is {priority!r}: allowed is a number")
 
     def _check_key(self, key: Hashable) -> None:
         # Not only when it is set: to a dict, 1, 1.0 and True are the same.
         if isinstance(key, bool) or not isinstance(key, (Integral, str)):
             raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
 
-    def _evict(self) -> Any:
+    def _evict(self) -> None:
         slot = self.eviction_policy.victim()
         self.eviction_policy.remove(slot)
         del self._slot_of_key[self._key_of_slot.pop(slot)]
         self._free_slots.append(slot)
         if self.enable_stats:
             self.stats.evictions += 1
-        return self._value_of_slot.pop(slot)
+        self._leaving.append(self._value_of_slot.pop(slot))
 
-    def _release(self, leaving: list[Any]) -> None:
+    def _release(self) -> None:
+        # Who wants to know of losses has lost count when a release breaks off; others may use the pool meanwhile.
+        self.is_whole = self._on_loss is None
+        leaving, self._leaving = self._leaving, []
         if self._on_release is not None:
             self._on_release(leaving)

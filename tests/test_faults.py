@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from episodes import Episodes
-from invariants import check_store
+from invariants import check_pool, check_store
 from models import build_model, kv_cache, observations
 
 import lzero_kvcache
-from lzero_kvcache import EVICTION_REGISTRY, KVCachePool
+from lzero_kvcache import EVICTION_REGISTRY, EvictionPolicy, KVCachePool
 from lzero_kvcache.store import TokenStore
 from lzero_kvcache.world_model.cached_model import CachedModel
 
@@ -64,14 +64,217 @@ def test_ctrl_c_at_any_line_of_an_inference(window, strategy):
         with pytest.raises(KeyboardInterrupt), Interruption(line):
             episodes.step(rng.sample(ENV_IDS, 4), 4)
             raise KeyboardInterrupt
-        # The recovery may have been interrupted, too; the next call makes up for that.
-        inference.clear()
+        if inference._broke_off:
+            # The recovery has been interrupted, too.
+            inference.clear()
         check_store(inference)
+        inference.clear()
         episodes.weights_have_changed()
         episodes.step(rng.sample(ENV_IDS, 3), 2)
         check_store(inference)
         if rng.random() < 0.3:
             episodes.end(rng.choice(ENV_IDS))
+
+
+POOL_OPERATIONS = {
+    'set': lambda pool: pool.set('new', 'new'),
+    'set again': lambda pool: pool.set('key0', 'new'),
+    'set_many': lambda pool: pool.set_many(['key1', 'new', 'newer'], ['newest', 'new', 'newer'], [None] * 3),
+    'get': lambda pool: pool.get_many(['key0', 'other']),
+    'resize': lambda pool: pool.resize(2),
+    'evict': lambda pool: pool.evict(),
+    'clear': lambda pool: pool.clear(),
+}
+
+
+@pytest.mark.parametrize('operation', POOL_OPERATIONS)
+@pytest.mark.parametrize('strategy', sorted(EVICTION_REGISTRY))
+def test_ctrl_c_at_any_line_of_a_pools_operation(strategy, operation):
+    def full_pool(released):
+        pool = KVCachePool(4, strategy, on_release=released.extend)
+        for number in range(6):
+            pool.set(f'key{number % 5}', f'value{number}')
+            pool.get('key1')
+        return pool
+
+    pool = full_pool([])
+    with Interruption() as undisturbed:
+        POOL_OPERATIONS[operation](pool)
+    assert undisturbed.lines > 3
+    for line in range(1, undisturbed.lines + 1):
+        released = []
+        pool = full_pool(released)
+        with pytest.raises(KeyboardInterrupt), Interruption(line):
+            POOL_OPERATIONS[operation](pool)
+        # The next operation mends what is to be mended.
+        pool.peek('key0')
+        assert pool.is_whole
+        check_pool(pool)
+        # What a broken-off release was about to release counts as released.
+        assert len(released) == len(set(released))
+        assert not set(released) & set(pool.values())
+        for number in range(12):
+            pool.set(number, number)
+            pool.get(number - 1)
+        pool.resize(1)
+        check_pool(pool)
+        pool.clear()
+        assert len(pool) == 0
+
+
+@pytest.mark.parametrize('kind', ['init_pools', 'recur_pool', 'wm_pool'])
+@pytest.mark.parametrize('operation', ['clear', 'resize'])
+def test_ctrl_c_at_any_line_that_changes_a_pool_between_two_inferences(operation, kind):
+    model = build_model(kv_cache=kv_cache(strategy='sieve'), **SMALL_MODEL)
+    episodes, inference = Episodes(model), model.world_model.kv_cache_inference
+    line, undisturbed = 0, False
+    while not undisturbed:
+        line += 3
+        episodes.step(ENV_IDS, 4)
+        (pool, *_) = inference.manager.pools()[kind]
+        try:
+            with Interruption(line):
+                pool.clear() if operation == 'clear' else pool.resize(1)
+            undisturbed = True
+        except KeyboardInterrupt:
+            pass
+        pool.resize(8)
+        episodes.step(ENV_IDS, 4)
+        check_store(inference)
+        inference.clear()
+        assert len(inference.store) == 0
+        for env_id in ENV_IDS:
+            episodes.end(env_id)
+    assert line > 10
+
+
+class Moody(EvictionPolicy):
+    """A strategy of a user's own, with a fault in it."""
+
+    def __init__(self):
+        self.slots, self.moods = [], 0
+
+    def insert(self, slot, priority):
+        self.moods += 1
+        if self.moods == 3:
+            raise RuntimeError('a strategy that fails')
+        self.slots.append(slot)
+
+    def victim(self):
+        return self.slots[0]
+
+    def remove(self, slot):
+        self.slots.remove(slot)
+
+
+def test_a_strategy_that_raises_leaves_an_empty_pool(caplog):
+    released = []
+    EVICTION_REGISTRY.register('moody', Moody)
+    try:
+        pool = KVCachePool(2, 'moody', name='recur_pool', on_release=released.extend)
+    finally:
+        del EVICTION_REGISTRY['moody']
+    pool.set('a', 1)
+    pool.set('b', 2)
+    with pytest.raises(RuntimeError, match='a strategy that fails'):
+        pool.set('c', 3)
+    with caplog.at_level(logging.WARNING, logger='lzero_kvcache'):
+        assert len(pool) == 0
+    assert sorted(released) == [1, 2, 3]
+    assert [record.message for record in caplog.records] == [
+        "An operation of pool 'recur_pool' has broken off: the pool has been emptied."
+    ]
+    pool.set('d', 4)
+    pool.set('e', 5)
+    assert dict(zip(pool.keys(), pool.values())) == {'d': 4, 'e': 5}
+
+
+def check_again(root, again):
+    torch.testing.assert_close(again.policy_logits, root.policy_logits)
+    torch.testing.assert_close(again.value, root.value)
+
+
+@pytest.mark.parametrize('window, steps', [('shift', 3), ('rebuild', 7)])
+def test_a_step_that_is_taken_again_where_nothing_moves(window, steps):
+    """Successive observations are often equal, and the retry is not to be taken for the next step."""
+    model = build_model(kv_cache=kv_cache(strategy='lru', window=window))
+    still, other = (observations(model, 4, torch.Generator().manual_seed(seed)) for seed in range(2))
+    seen = [other, *[still] * steps]
+    for step in range(steps):
+        arguments = (seen[max(0, step - 1)], [1 if step else -1] * 4, seen[step], [step] * 4)
+        root = model.initial_inference(*arguments)
+        again = model.initial_inference(*arguments)
+        check_again(root, again)
+        assert model.world_model.kv_cache_inference.root_stats.cold_starts == 0
+
+
+def test_timesteps_that_stand_still_are_not_taken_for_retries():
+    model, twin = (build_model(kv_cache=kv_cache(strategy='lru')) for _ in range(2))
+    still = observations(model, 4, torch.Generator().manual_seed(0))
+    for step in range(3):
+        actions = [1 if step else -1] * 4
+        standing = model.initial_inference(still, actions, still, [0] * 4)
+        counting = twin.initial_inference(still, actions, still, [step] * 4)
+        torch.testing.assert_close(standing.value, counting.value)
+
+
+def test_a_search_goes_on_after_an_inference_that_broke_off(monkeypatch):
+    model = build_model(kv_cache=kv_cache(strategy='tree'))
+    episodes, world_model = Episodes(model), model.world_model
+    root = episodes.step(ENV_IDS, 0)
+    node, imagined = expand(model, root.latent_state), world_model.imagine(root.latent_state, horizon=3)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='no luck'):
+        patch.setattr(CachedModel, 'append', lambda *_: (_ for _ in ()).throw(RuntimeError('no luck')))
+        expand(model, node.latent_state)
+    check_store(world_model.kv_cache_inference)
+    again = world_model.imagine(root.latent_state, horizon=3)
+    torch.testing.assert_close(again.values, imagined.values)
+    torch.testing.assert_close(expand(model, root.latent_state).value, node.value)
+    expand(model, node.latent_state)
+    check_store(world_model.kv_cache_inference)
+
+
+def test_latent_states_of_another_precision_are_those_nodes():
+    model = build_model(kv_cache=kv_cache(strategy='lru'))
+    root = Episodes(model).step(ENV_IDS, 0)
+    node = expand(model, root.latent_state)
+    for latents in (root.latent_state.double(), root.latent_state.double().numpy()):
+        actions = torch.zeros(4, dtype=torch.long)
+        again = model.recurrent_inference([(latents, actions)], 0, [1] * 4, [0] * 4)
+        torch.testing.assert_close(again.value, node.value)
+
+
+@pytest.mark.parametrize('env_ids', [[1.7, 0], [True, 0], ['0', '1'], [None, 1]], ids=str)
+def test_environment_ids_that_are_no_integers_are_refused(env_ids):
+    model = build_model(kv_cache=kv_cache(strategy='lru'))
+    with pytest.raises(ValueError, match='env_ids are .*: allowed are integers'):
+        with model.world_model.kv_cache_roots('collect', env_ids):
+            pass
+
+
+def test_no_rows_at_all_are_refused():
+    model = build_model(kv_cache=kv_cache(strategy='lru'))
+    nothing = observations(model, 1, torch.Generator())[:0]
+    with pytest.raises(ValueError, match='no current observations'):
+        model.initial_inference(nothing, [], nothing, [])
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ((3, [1] * 4), '3 actions came with 4 latent states'), ((4, [1] * 3), 'search_depth has 3 entries for 4 rows'),
+])
+def test_mode_validate_refuses_wrong_batches_before_anything_changes(arguments, message):
+    model = build_model(kv_cache=kv_cache(mode='validate'))
+    current = observations(model, 4, torch.Generator().manual_seed(0))
+    root = model.initial_inference(current, [-1] * 4, current, [0] * 4)
+    num_actions, search_depth = arguments
+    lineage = model.world_model.kv_cache_inference.managed._lineage
+    nodes = [len(tree) for tree in lineage._trees]
+    with pytest.raises(ValueError, match=message):
+        actions = torch.zeros(num_actions, dtype=torch.long)
+        model.recurrent_inference([(root.latent_state.numpy() + 1, actions)], 0, search_depth, [0] * 4)
+    assert [len(tree) for tree in lineage._trees] == nodes
+    expand(model, root.latent_state)
+    assert model.world_model.kv_cache_inference.report.agreed > 0
 
 
 @pytest.mark.parametrize('strategy', sorted(EVICTION_REGISTRY))
@@ -86,8 +289,7 @@ def test_a_search_whose_root_is_asked_for_again_equals_the_first(strategy):
             expand(model, root.latent_state, 3)
         again = model.initial_inference(*arguments)
         assert model.world_model.kv_cache_inference.root_stats.cold_starts == 0
-        torch.testing.assert_close(again.policy_logits, root.policy_logits)
-        torch.testing.assert_close(again.value, root.value)
+        check_again(root, again)
 
 
 def test_an_allocation_that_fails_says_what_would_help(monkeypatch):
@@ -139,8 +341,12 @@ def test_an_exception_anywhere_within_an_inference(owner, name, call, monkeypatc
         patch.setattr(owner, name, fail_once)
         episodes.step([3, 1, 2], 6)
         raise RuntimeError('no luck: called less often')
+    check_store(inference)
     inference.clear()
     check_store(inference)
+    for pools in inference.manager.pools().values():
+        for pool in pools:
+            check_pool(pool)
     for _ in range(2):
         episodes.step([2, 3, 0, 1], 4)
         check_store(inference)

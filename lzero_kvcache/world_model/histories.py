@@ -120,12 +120,12 @@ class EnvironmentHistory:
         """
         Overview:
             Whether the caller takes the last step once more, because the search from it has broken off. It is taken
-            back then.
+            back then. Timesteps that do not count up tell nothing.
         Arguments:
             - observation (:obj:`torch.Tensor`): The caller's last observation.
             - timestep (:obj:`int`): The timestep of the one that follows.
         """
-        if len(self.steps) < 2 or self.steps[-1].timestep != timestep:
+        if len(self.steps) < 2 or not self.steps[-2].timestep < self.steps[-1].timestep == timestep:
             return False
         if not _is_same(self.steps[-2].observation, observation):
             return False
@@ -222,7 +222,8 @@ class EnvironmentHistories:
                 continue
             self.root_stats.continuing += 1
             last, timestep = last_observations[row], int(timesteps[row])
-            if not history.continues_from(last) and not history.takes_back(last, timestep):
+            # In this order: two observations in turn may be the same.
+            if not history.takes_back(last, timestep) and not history.continues_from(last):
                 self.root_stats.cold_starts += 1
                 self._restart(history)
                 history.append(EpisodeStep(last.clone(), None, timestep - 1, self._num_observations_tokens))

@@ -154,11 +154,12 @@ class SearchLineage:
     def forget_contexts(self) -> None:
         """
         Overview:
-            Let no node know a context any more, because the store has lost them.
+            Let no node know a context or its place in the search any more, because the inference that was about to
+            change them has broken off.
         """
         for tree in self._trees:
             for node in tree.values():
-                node.context = None
+                node.context = node.priority = node.in_tree = None
 
     def add(self, node: SearchNode, name: bytes) -> None:
         """

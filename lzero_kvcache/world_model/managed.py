@@ -126,7 +126,7 @@ class ManagedInference:
         self.manager = KVCacheManager(
             SimpleNamespace(
                 kv_cache=config, num_simulations=num_simulations, game_segment_length=game_segment_length
-            ), env_num, on_release=self.store.release, measure=self.store.kv_bytes,
+            ), env_num, on_release=self.store.release, on_loss=self._lose, measure=self.store.kv_bytes,
             memory=ContextMemory(
                 token_bytes=FLOAT_BYTES * self.store.shape.numbers_per_token,
                 context_tokens=self._window.limit - 1,
@@ -224,7 +224,7 @@ class ManagedInference:
     @contextmanager
     def _whole_inference(self) -> Iterator[None]:
         with self.manager.lock, torch.inference_mode():
-            if self._broke_off:
+            if self._broke_off or not self.manager.is_whole:
                 self._recover()
             self._broke_off = True
             try:
@@ -233,6 +233,10 @@ class ManagedInference:
             finally:
                 if self._broke_off:
                     self._recover()
+
+    def _lose(self) -> None:
+        # Pools are cleared and resized between inferences, too, and that may break off as well.
+        self._broke_off = True
 
     def _recover(self) -> None:
         """
@@ -309,18 +313,17 @@ class ManagedInference:
             - ValueError: If the rows do not match; nothing has changed then.
         """
         latents, actions = state_action_history[-1]
-        if isinstance(latents, torch.Tensor):
-            latents = latents.detach().cpu().numpy()
-        node_shape = (self._num_observations_tokens, world_model.embed_dim)
-        _check_expansion(latents, actions, search_depth, node_shape)
+        check_expansion(world_model, latents, actions, search_depth)
         with self._whole_inference():
             outputs = self._predict_next_states(world_model, latents, actions, search_depth, start_pos)
         return _usable_anywhere(outputs)
 
     def _predict_next_states(
-            self, world_model: Any, latents: np.ndarray, actions: Any, search_depth: Sequence[int], start_pos: Any
+            self, world_model: Any, latents: Any, actions: Any, search_depth: Sequence[int], start_pos: Any
     ) -> Outputs:
         model = self._model_of_search(world_model)
+        # Nodes are found by every bit of their latent states.
+        latents = torch.as_tensor(latents).detach().to('cpu', model.like.dtype).numpy()
         actions = torch.as_tensor(actions, device=model.like.device)
         parents = self.nodes_of(latents, search_depth)
         timesteps = positions = None
@@ -366,7 +369,7 @@ class ManagedInference:
         depths = np.zeros(len(latents), dtype=np.int64)
         known = {
             row: node for row, node in enumerate(self._known_nodes(_copy_to_host(latents)))
-            if node is not None and node.step.policies is not None
+            if node is not None and node.step.policies is not None and node.tree < len(self._lineage.timesteps)
             and self._search_generation == self.weights_generation
         }
         if known:
@@ -407,6 +410,8 @@ class ManagedInference:
         with self._whole_inference():
             self._drop_contexts()
             self._model = None
+            # Weights may have been written to without a trace, which is what LightZero calls this for.
+            self._weights = WeightsWatch()
 
     def leave_device(self) -> None:
         """
@@ -421,24 +426,23 @@ class ManagedInference:
             self.store.drop_memory()
 
     def _current_model(self, world_model: Any) -> CachedModel:
-        if self._weights.have_changed(world_model) or self._model is None:
+        if self._weights.have_changed(world_model):
             if self.weights_generation == 0:
                 self.manager.log_budget()
             self._weights.remember(world_model)
-            self._renew_model(world_model)
+            self.weights_generation += 1
+            self._drop_contexts()
+            self._model = None
+        if self._model is None:
+            num_places = self._window.longest_context(self._num_observations_tokens)
+            self._model = CachedModel(world_model, num_places, self._window.moves_tokens)
+            self.store.place_offsets = self._model.place_offsets
         return self._model
 
     def _model_of_search(self, world_model: Any) -> CachedModel:
         if self._model is None or self._weights.may_have_changed():
             return self._current_model(world_model)
         return self._model
-
-    def _renew_model(self, world_model: Any) -> None:
-        self.weights_generation += 1
-        self._drop_contexts()
-        num_places = self._window.longest_context(self._num_observations_tokens)
-        self._model = CachedModel(world_model, num_places, self._window.moves_tokens)
-        self.store.place_offsets = self._model.place_offsets
 
     def _drop_contexts(self) -> None:
         """Of a running search the lineage stays, from which its contexts are computed again."""
@@ -641,6 +645,8 @@ def _checked_roots(
     batch_size = len(obs_act_dict['current_obs'])
     env_ids = roots.ids_of(batch_size)
     first_steps = [is_first_step(action, world_model) for action in obs_act_dict['action']][:batch_size]
+    if not batch_size:
+        raise ValueError('there are no current observations: needed is at least one row')
     if sorted(set(env_ids)) != sorted(env_ids) or len(env_ids) != batch_size:
         raise ValueError(f'env_ids are {list(env_ids)}: needed is one environment for each of the {batch_size} rows')
     if min(env_ids) < 0 or max(env_ids) >= env_num:
@@ -658,13 +664,18 @@ def _checked_roots(
     return RootRows(env_ids, host_timesteps(start_pos, batch_size), first_steps)
 
 
-def _check_expansion(
-        latents: np.ndarray, actions: Any, search_depth: Sequence[int], node_shape: tuple[int, int]
-) -> None:
-    if np.shape(latents)[1:] != node_shape or not len(latents):
+def check_expansion(world_model: Any, latents: Any, actions: Any, search_depth: Sequence[int]) -> None:
+    """
+    Overview:
+        Find what is wrong with the arguments of ``ManagedInference.recurrent``.
+    Raises:
+        - ValueError: If they do not fit together.
+    """
+    shape, node_shape = tuple(np.shape(latents)), (world_model.num_observations_tokens, world_model.embed_dim)
+    if shape[1:] != node_shape or shape[0] == 0:
         raise ValueError(
-            f'latent states have the shape {np.shape(latents)}: needed is (rows, {node_shape[0]}, {node_shape[1]}), '
-            'with at least one row'
+            f'latent states have the shape {shape}: needed is (rows, {node_shape[0]}, {node_shape[1]}), with at least '
+            'one row'
         )
     if len(actions) != len(latents):
         raise ValueError(f'{len(actions)} actions came with {len(latents)} latent states: needed is one for each')

@@ -1,5 +1,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, Callable, Optional
 
 import torch
@@ -88,7 +89,11 @@ class KVCacheWorldModelMixin:
         Arguments:
             - phase (:obj:`str`): 'collect' or 'eval', whose episodes are kept apart.
             - env_ids (:obj:`Sequence[int]`): The environment of each row.
+        Raises:
+            - ValueError: On another phase, or an id that is no integer.
         """
+        if not all(isinstance(env_id, Integral) and not isinstance(env_id, bool) for env_id in env_ids):
+            raise ValueError(f'env_ids are {list(env_ids)}: allowed are integers')
         outer = self._kv_cache_roots
         self._kv_cache_roots = RootEnvironments(phase, tuple(int(env_id) for env_id in env_ids))
         try:

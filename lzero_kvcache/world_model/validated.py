@@ -13,7 +13,7 @@ from ..config import KVCacheConfig
 from ..manager import KVCacheManager
 from .histories import RebuildStats, RootStats
 from .imagination import Imagination
-from .managed import ManagedInference, Outputs, RootEnvironments, is_first_step
+from .managed import ManagedInference, Outputs, RootEnvironments, check_expansion, is_first_step
 from .positions import host_timesteps
 
 logger = logging.getLogger('lzero_kvcache')
@@ -179,6 +179,7 @@ class ValidatedInference:
             - KVCacheMismatchError: At the first row that should agree and does not.
         """
         latents, actions = state_action_history[-1]
+        check_expansion(world_model, latents, actions, search_depth)
         parents = self.managed.nodes_of(np.asarray(latents), search_depth)
         outputs = self.managed.recurrent(
             world_model, state_action_history, simulation_index, search_depth, start_pos
