@@ -40,6 +40,16 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and value == value
 
 
+def is_integer(value: Any) -> bool:
+    """
+    Overview:
+        Whether a value is an integer, NumPy's included; a bool is none.
+    Arguments:
+        - value (:obj:`Any`): Anything.
+    """
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
 def check_count(count: Any, key_path: str, unit: str = 'entries') -> int:
     """
     Overview:
@@ -53,6 +63,6 @@ def check_count(count: Any, key_path: str, unit: str = 'entries') -> int:
     Raises:
         - ValueError: If it is no integer of at least 1.
     """
-    if isinstance(count, bool) or not isinstance(count, Integral) or count < 1:
+    if not is_integer(count) or count < 1:
         raise ValueError(f'{key_path} is {count!r}: allowed is an integer of at least 1 ({unit})')
     return int(count)

@@ -1,10 +1,9 @@
 import logging
 from collections.abc import Hashable, Sequence
-from numbers import Integral
 from typing import Any, Callable, Optional
 
 from .budget import ContextMemory, MemoryBudget, PoolSizes
-from .checks import check_count
+from .checks import check_count, is_integer
 from .config import KVCacheConfig, PoolConfig, entry_of
 from .lock import CopyableLock
 from .pool import KVCachePool
@@ -254,7 +253,7 @@ class KVCacheManager:
             }
 
     def _init_pool(self, env_id: int) -> KVCachePool:
-        if isinstance(env_id, bool) or not isinstance(env_id, Integral) or not 0 <= env_id < self.env_num:
+        if not is_integer(env_id) or not 0 <= env_id < self.env_num:
             raise ValueError(f'env_id is {env_id!r}: allowed are the integers 0 to {self.env_num - 1}')
         return self.init_pools[env_id]
 

@@ -1,10 +1,9 @@
 import logging
 from collections.abc import Hashable, Iterator, Sequence
 from functools import partial
-from numbers import Integral
 from typing import Any, Callable, Optional
 
-from .checks import check_count, is_number
+from .checks import check_count, is_integer, is_number
 from .eviction import EVICTION_REGISTRY, EvictionStrategy, Priority, SearchTreeNode, parse_strategy
 from .eviction.strategy import StrategyLike
 from .lock import CopyableLock
@@ -332,7 +331,7 @@ class KVCachePool:
 
     def _check_key(self, key: Hashable) -> None:
         # Not only when it is set: to a dict, 1, 1.0 and True are the same.
-        if isinstance(key, bool) or not isinstance(key, (Integral, str)):
+        if not isinstance(key, str) and not is_integer(key):
             raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
 
     def _evict(self) -> None:

@@ -10,6 +10,7 @@ import torch
 from episodes import Episodes
 from invariants import check_pool, check_store
 from models import build_model, kv_cache, observations
+from training import TINY_POOLS
 
 import lzero_kvcache
 from lzero_kvcache import EVICTION_REGISTRY, EvictionPolicy, KVCachePool
@@ -19,7 +20,6 @@ from lzero_kvcache.world_model.cached_model import CachedModel
 PACKAGE = str(Path(lzero_kvcache.__file__).parent)
 ENV_IDS = [0, 1, 2, 3]
 SMALL_MODEL = dict(embed_dim=16, num_heads=2)
-TINY_POOLS = dict(init_pool=dict(size=1), recur_pool=dict(size=3), wm_pool=dict(size=1))
 
 
 class Interruption:

@@ -1,11 +1,11 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
 from typing import Any, Callable, Optional
 
 import torch
 from lzero.model.unizero_world_models.world_model import WorldModel
 
+from ..checks import is_integer
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
 from .imagination import Imagination
@@ -92,7 +92,7 @@ class KVCacheWorldModelMixin:
         Raises:
             - ValueError: On another phase, or an id that is no integer.
         """
-        if not all(isinstance(env_id, Integral) and not isinstance(env_id, bool) for env_id in env_ids):
+        if not all(map(is_integer, env_ids)):
             raise ValueError(f'env_ids are {list(env_ids)}: allowed are integers')
         outer = self._kv_cache_roots
         self._kv_cache_roots = RootEnvironments(phase, tuple(int(env_id) for env_id in env_ids))
