@@ -5,11 +5,10 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
-from numbers import Integral
 from pathlib import Path
 from typing import Any, Optional
 
-from ..checks import check_count, choices
+from ..checks import check_count, choices, is_integer
 from ..config import KEY_PATH, KVCacheConfig
 from ..experiment import Experiment, apply_overrides, check_environment, run_config_file, switch_cache_on
 from ..experiment.config_file import POLICY_TYPES, experiment_of
@@ -162,7 +161,7 @@ def _checked_seeds(path: Path, seeds: Any) -> list[int]:
     if isinstance(seeds, (str, bytes)) or not isinstance(seeds, Sequence) or not seeds:
         raise ValueError(f'{path}: seeds is {seeds!r}: allowed is a list such as [0, 1, 2]')
     for number, seed in enumerate(seeds):
-        if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= seed <= LARGEST_SEED:
+        if not is_integer(seed) or not 0 <= seed <= LARGEST_SEED:
             raise ValueError(
                 f'{path}: seeds[{number}] is {seed!r}: allowed is an integer of at least 0 and below 2 ** 32'
             )

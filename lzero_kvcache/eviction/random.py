@@ -1,6 +1,6 @@
-from numbers import Integral
 from random import Random
 
+from ..checks import is_integer
 from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
 
 
@@ -16,7 +16,7 @@ class RandomEviction(EvictionPolicy):
     """
 
     def __init__(self, seed: int = 0) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, Integral):
+        if not is_integer(seed):
             raise ValueError(f'seed is {seed!r}: allowed is an integer')
         self._random = Random(seed)
         self._slots: list[int] = []
