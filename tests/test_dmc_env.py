@@ -3,10 +3,11 @@ import os
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import imageio
+import imageio.v3 as imageio
 import numpy as np
 import pytest
 from ding.utils import ENV_REGISTRY
@@ -215,14 +216,32 @@ def test_replays_are_kept(tmp_path):
     env.seed(0)
     for _ in range(2):
         env.reset()
-        for _ in range(4):
-            timestep = env.step(env.random_action())
+        for action in (1, -1, -1, 1):
+            timestep = env.step(np.array([action], np.float32))
         assert timestep.done
     assert timestep.info['image_obs'].shape == (3, 32, 32)
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == ['cartpole_swingup_seed0_episode0.gif', 'cartpole_swingup_seed0_episode1.gif']
-    assert len(imageio.mimread(tmp_path / files[0])) == 4
+    assert milliseconds(tmp_path / files[0]) == [2500] * 4
     env.close()
+
+
+@needs_rendering
+@pytest.mark.parametrize('cfg, total', [(dict(frame_skip=125), 8 * 1250), (dict(action_repeat=125), 8 * 1250),
+                                        (dict(frame_skip=1, max_episode_steps=9), 10 * 20)], ids=str)
+def test_replays_last_as_long_as_the_episode_also_where_nothing_moves(tmp_path, monkeypatch, cfg, total):
+    monkeypatch.setattr(SuiteEnv, 'render', lambda self: np.zeros((32, 32, 3), np.uint8))
+    env = make_env(save_replay_gif=True, replay_path_gif=str(tmp_path), **cfg)
+    env.seed(0)
+    env.reset()
+    while not env.step(np.zeros(1, np.float32)).done:
+        pass
+    assert milliseconds(tmp_path / 'cartpole_swingup_seed0_episode0.gif') == [total]
+
+
+def milliseconds(gif: Path) -> list[float]:
+    """For how long each of a film's images is shown."""
+    return [imageio.immeta(gif, index=index)['duration'] for index in range(len(imageio.imread(gif)))]
 
 
 @pytest.mark.parametrize('cfg, sentence', [

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import gym
-import imageio
+import imageio.v3 as imageio
 import numpy as np
 from ding.envs import (
     ActionRepeatWrapper,
@@ -24,6 +24,9 @@ from ..checks import check_count
 from .suite_env import SuiteEnv
 
 logger = logging.getLogger('lzero_kvcache')
+
+# In milliseconds. Browsers show what is shorter for a tenth of a second.
+SHORTEST_FRAME = 20
 
 
 @ENV_REGISTRY.register('dm_control_lightzero')
@@ -194,7 +197,9 @@ class DMControlLightZeroEnv(BaseEnv):
         folder = Path(self._replay_folder)
         folder.mkdir(parents=True, exist_ok=True)
         name = f'{self._cfg.domain_name}_{self._cfg.task_name}_seed{self._seed}_episode{self._replay_count}.gif'
-        imageio.mimsave(folder / name, self._frames, loop=0)
+        milliseconds = 1000 * self._suite_env.step_seconds * self._cfg.action_repeat
+        # Frames that are alike become one, which stays for as long as all of them only where a duration is given.
+        imageio.imwrite(folder / name, self._frames, loop=0, duration=max(milliseconds, SHORTEST_FRAME))
         logger.info('an episode is kept in %s', folder / name)
         self._replay_count += 1
         self._frames = []

@@ -59,7 +59,7 @@ class SuiteEnv(gym.Env):
         :math:`[-1, 1]`, mapped to the bounds of the task's actuators; what has no bounds takes them as they are.
         Rewards are the sum over ``frame_skip`` control steps.
     Interfaces:
-        ``__init__``, ``seed``, ``reset``, ``step``, ``render``, ``close``
+        ``__init__``, ``seed``, ``reset``, ``step``, ``step_seconds``, ``render``, ``close``
     """
 
     def __init__(
@@ -141,6 +141,14 @@ class SuiteEnv(gym.Env):
         self._steps += 1
         done = time_step.last() or self._steps >= self._max_episode_steps
         return self._observation(time_step.observation), reward, done, {'discount': time_step.discount}
+
+    @property
+    def step_seconds(self) -> float:
+        """
+        Overview:
+            How long an action is held, in seconds of the simulation.
+        """
+        return self._frame_skip * self._env.control_timestep()
 
     def render(self, mode: str = 'rgb_array') -> np.ndarray:
         """
