@@ -1,3 +1,4 @@
+import random
 import signal
 import subprocess
 import sys
@@ -5,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
@@ -19,6 +21,14 @@ torch.set_num_threads(1)
 
 # A shell starts what runs in the background deaf to Ctrl-C, and so would be the commands that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    # Models are initialised, and tasks begin, by the global generators: a failure must repeat, also of one test alone.
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope='session')

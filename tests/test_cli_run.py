@@ -29,8 +29,8 @@ def command(*arguments: str) -> list[str]:
 
 @pytest.fixture
 def environment(monkeypatch):
-    # A second thread costs a small model more than it brings.
-    return dict(os.environ, OMP_NUM_THREADS='1', WANDB_MODE='offline')
+    # A second thread costs a small model more than it brings. The log is wrapped at the terminal's width.
+    return dict(os.environ, OMP_NUM_THREADS='1', WANDB_MODE='offline', COLUMNS='200')
 
 
 def run(folder: Path, environment: dict, *arguments: str) -> subprocess.CompletedProcess:

@@ -134,7 +134,7 @@ class DMControlLightZeroEnv(BaseEnv):
     def seed(self, seed: int, dynamic_seed: bool = True) -> None:
         """
         Overview:
-            Seed the episodes to come.
+            Seed the episodes to come, and what ``random_action`` draws.
         Arguments:
             - seed (:obj:`int`): The seed.
             - dynamic_seed (:obj:`bool`): Whether each episode adds a random number to it, or all begin alike.
@@ -142,6 +142,7 @@ class DMControlLightZeroEnv(BaseEnv):
         self._seed, self._dynamic_seed = seed, dynamic_seed
         # LightZero's environments draw from NumPy's global generator.
         np.random.seed(seed)
+        self.action_space.seed(seed)
 
     def reset(self) -> dict[str, Any]:
         """
