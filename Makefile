@@ -1,6 +1,7 @@
 VENV := .venv
 PYTHON ?=
-PYTEST_ARGS ?=
+# By pytest-xdist; the tests of a file stay together, because they share what has been trained.
+PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 SOAK_ARGS ?=
 
 .DEFAULT_GOAL := help

@@ -54,7 +54,7 @@ def against_optimum(titles: dict[str, str]) -> str:
 
 
 TITLES = {
-    'cartpole': 'CartPole', 'pendulum': 'Pendulum, 11 actions', 'pong': 'Pong',
+    'cartpole': 'CartPole', 'pendulum': 'Pendulum, 11 actions', 'breakout': 'Breakout', 'pong': 'Pong',
     'dmc': 'cartpole-swingup, Sampled UniZero',
 }
 

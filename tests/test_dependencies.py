@@ -29,7 +29,7 @@ FOR_OTHERS = {
 # Who brings what we import and do not name; see setup.cfg.
 BROUGHT = {'gym': 'DI-engine', 'gymnasium': 'lightzero', 'wandb': 'DI-engine', 'tensorboard': 'DI-toolkit'}
 # Tools that are called, not imported, and where.
-CALLED = {'ruff': 'Makefile', 'pytest-timeout': 'pyproject.toml'}
+CALLED = {'ruff': 'Makefile', 'pytest-timeout': 'pyproject.toml', 'pytest-xdist': 'Makefile'}
 PYTHONS = ('3.9', '3.10', '3.11')
 
 

@@ -13,6 +13,7 @@ from searches import search
 
 from lzero_kvcache import KVCachePool
 from lzero_kvcache.eviction import Expansion, SearchTree, SearchTreeNode
+from lzero_kvcache.eviction.recompute_costs import OF_MISSING, RecomputeCosts
 from lzero_kvcache.eviction.tree import TreeEviction
 from lzero_kvcache.world_model.cached_model import Predictions
 
@@ -91,19 +92,84 @@ def test_waits(steps, num_roots, num_actions):
         assert min(waits[node] for node in tried if root_of(node) == root) == 0
 
 
-@given(steps=st.lists(st.integers(0, 1000), min_size=5, max_size=60), size=st.integers(1, 6))
-def test_the_node_of_the_longest_wait_goes_first(steps, size):
-    tree, tried, _ = tree_of(steps, 1, 3)
-    waits = tree.waits()
+def costs_by_definition(tree, parents_of, cached):
+    """What it costs to be without each cached node, by walking up from every node of the tree."""
+    rates = 1 / (1 + tree.waits())
+
+    def way_up(node):
+        """The nearest ancestor that is there, and the steps to it."""
+        steps, above = 1, parents_of[node]
+        while above in parents_of and above not in cached:
+            steps, above = steps + 1, parents_of[above]
+        return above, steps
+
+    demand = {node: rates[node] for node in cached}
+    for node in parents_of.keys() - cached:
+        origin, _ = way_up(node)
+        if origin in cached:
+            demand[origin] += OF_MISSING * rates[node]
+    return {node: demand[node] * way_up(node)[1] for node in cached}
+
+
+@given(steps=st.lists(st.integers(0, 1000), min_size=5, max_size=60), num_roots=st.integers(1, 3), data=st.data())
+def test_the_cost_of_being_without_a_node(steps, num_roots, data):
+    tree, tried, parents_of = tree_of(steps, num_roots, 3)
+    cached = data.draw(st.sets(st.sampled_from(sorted(parents_of)), min_size=1))
+    costs = RecomputeCosts(tree, list(cached))
+    leaves = {node for node in parents_of if not tried[node]}
+    for _ in range(10):
+        expected = costs_by_definition(tree, parents_of, cached)
+        nodes = np.array(list(cached))
+        assert costs.of_many(nodes) == pytest.approx([expected[node] for node in nodes])
+        assert [costs.of(node) for node in cached] == pytest.approx([expected[node] for node in cached])
+        leaving, coming = sorted(cached), sorted(leaves - cached)
+        if coming and (len(leaving) == 1 or data.draw(st.booleans())):
+            node = data.draw(st.sampled_from(coming))
+            costs.add(node)
+            cached.add(node)
+        elif len(leaving) > 1:
+            node = data.draw(st.sampled_from(leaving))
+            costs.remove(node)
+            cached.remove(node)
+
+
+@given(
+    steps=st.lists(st.integers(0, 1000), min_size=5, max_size=60), num_roots=st.integers(1, 3), data=st.data(),
+    size=st.integers(1, 8)
+)
+def test_the_node_that_costs_least_goes_first(steps, num_roots, data, size):
+    tree, tried, parents_of = tree_of(steps, num_roots, 3)
+    leaves = [node for node in parents_of if not tried[node]]
+    inner = [node for node in parents_of if tried[node]]
+    # What comes in later has nothing below it, so that nothing needs another look.
+    order = data.draw(st.permutations(inner))[:size] + data.draw(st.permutations(leaves))
     pool = KVCachePool(size, 'tree')
-    kept = []
-    for node in list(tried)[1:]:
-        if len(kept) == size:
-            kept.remove(max(kept, key=lambda held: (waits[held], -held)))
-        kept.append(node)
+    for node in order:
+        before = set(pool.keys())
         pool.set(node, node, SearchTreeNode(tree, node))
-        assert sorted(waits[list(pool.keys())]) == sorted(waits[kept])
-        kept = list(pool.keys())
+        if len(before) == size:
+            expected = costs_by_definition(tree, parents_of, before)
+            (evicted, ) = before - set(pool.keys())
+            assert expected[evicted] == pytest.approx(min(expected.values()))
+
+
+def test_a_node_whose_actions_have_all_been_tried_is_kept_for_what_is_computed_from_it():
+    priors = np.array([[0.5, 0.5]])
+    tree = SearchTree(1, lambda: priors)
+
+    def expand(parent, action):
+        return tree.expand([parent], lambda: Expansion(np.array([action]), np.zeros(1), np.zeros(1), priors))[0]
+
+    tried_out, other = expand(0, 0), expand(0, 1)
+    children = [expand(tried_out, 0), expand(tried_out, 1)]
+    assert np.isposinf(tree.waits()[tried_out])
+    assert RecomputeCosts(tree, [tried_out, other]).of(tried_out) > 0
+    assert RecomputeCosts(tree, [tried_out, other, *children]).of(tried_out) == 0
+
+    policy = TreeEviction()
+    for slot, node in enumerate([tried_out, other, *children]):
+        policy.insert(slot, SearchTreeNode(tree, node))
+    assert policy.victim() == 0
 
 
 def test_the_order_follows_the_search():

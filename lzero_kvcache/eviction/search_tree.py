@@ -75,6 +75,24 @@ class SearchTree:
         self.num_nodes = children.stop
         return children
 
+    @property
+    def parents(self) -> np.ndarray:
+        """
+        Overview:
+            The parent of each node, of a root itself, :math:`(num_nodes, )`.
+        """
+        self._catch_up()
+        return self._parents[:self._entered]
+
+    @property
+    def depths(self) -> np.ndarray:
+        """
+        Overview:
+            The steps from the root to each node, :math:`(num_nodes, )`.
+        """
+        self._catch_up()
+        return self._depths[:self._entered]
+
     def waits(self) -> np.ndarray:
         """
         Overview:

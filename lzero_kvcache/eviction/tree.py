@@ -5,6 +5,7 @@ from typing import Optional
 import numpy as np
 
 from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
+from .recompute_costs import RecomputeCosts
 from .search_tree import SearchTree, SearchTreeNode
 
 
@@ -12,21 +13,20 @@ from .search_tree import SearchTree, SearchTreeNode
 class TreeEviction(EvictionPolicy):
     """
     Overview:
-        Made for search trees: the node that will be expanded again last goes first, by the search's own selection rule
-        on the values, rewards and priors that the model has predicted (see ``SearchTree``); a node all of whose actions
-        have been tried goes before any other. Entries that have no place in the running search, such
-        as roots of former steps, go before all of these, the least recently used one first. A simulation's evictions
-        cost O(n) together.
+        Made for search trees: the node goes first whose absence costs the search least, which is small where the search
+        will not come by soon, by its own selection rule on the values, rewards and priors that the model has predicted
+        (see ``SearchTree``), and where little is to be computed when it does (see ``RecomputeCosts``). Entries that
+        have no place in the running search, such as roots of former steps, go before all of these, the least recently
+        used one first. A simulation's evictions cost O(n) each.
     """
     follows_search = True
 
     def __init__(self) -> None:
         self._others: OrderedDict[int, None] = OrderedDict()
         self._search: Optional[SearchTree] = None
-        self._numbers: dict[int, int] = {}
-        # As of the search's last expansion that was looked at.
-        self._num_nodes = 0
-        self._waits = np.zeros(0)
+        self._nodes: dict[int, int] = {}
+        self._slots: dict[int, int] = {}
+        self._costs: Optional[RecomputeCosts] = None
         self._heap: list[tuple[float, int]] = []
 
     def insert(self, slot: int, priority: Priority = None) -> None:
@@ -35,13 +35,23 @@ class TreeEviction(EvictionPolicy):
             return
         if priority.tree is not self._search:
             self._begin(priority.tree)
-        self._numbers[slot] = priority.number
-        if self._num_nodes == self._search.num_nodes:
-            heappush(self._heap, (-self._waits[priority.number], slot))
+        node = priority.number
+        self._nodes[slot], self._slots[node] = node, slot
+        if self._is_looked_at():
+            origin = self._costs.add(node)
+            for cheaper in (node, origin):
+                if cheaper in self._slots:
+                    heappush(self._heap, (self._costs.of(cheaper), self._slots[cheaper]))
 
     def remove(self, slot: int) -> None:
-        if self._numbers.pop(slot, None) is None:
+        node = self._nodes.pop(slot, None)
+        if node is None:
             del self._others[slot]
+            return
+        if self._slots.get(node) == slot:
+            del self._slots[node]
+        if self._is_looked_at():
+            self._costs.remove(node)
 
     def touch(self, slot: int) -> None:
         if slot in self._others:
@@ -56,22 +66,28 @@ class TreeEviction(EvictionPolicy):
     def victim(self) -> int:
         if self._others:
             return next(iter(self._others))
-        if self._num_nodes != self._search.num_nodes:
+        if not self._is_looked_at():
             self._look_at_search()
         while True:
-            negative_wait, slot = self._heap[0]
-            if slot in self._numbers and -self._waits[self._numbers[slot]] == negative_wait:
-                return slot
-            heappop(self._heap)
+            cost, slot = heappop(self._heap)
+            if slot in self._nodes:
+                # What was removed since may have made it dearer.
+                cost_now = self._costs.of(self._nodes[slot])
+                heappush(self._heap, (cost_now, slot))
+                if cost_now <= cost:
+                    return slot
 
     def _begin(self, search: SearchTree) -> None:
-        self._others.update(dict.fromkeys(self._numbers))
-        self._numbers.clear()
-        self._search, self._num_nodes, self._heap = search, 0, []
+        self._others.update(dict.fromkeys(self._nodes))
+        self._nodes.clear()
+        self._slots.clear()
+        self._search, self._costs, self._heap = search, None, []
+
+    def _is_looked_at(self) -> bool:
+        return self._costs is not None and self._costs.num_nodes == self._search.num_nodes
 
     def _look_at_search(self) -> None:
-        self._waits = self._search.waits()
-        self._num_nodes = len(self._waits)
-        negative_waits = -self._waits[list(self._numbers.values())]
-        self._heap = list(zip(negative_waits.tolist(), self._numbers))
+        nodes = np.array(list(self._nodes.values()))
+        self._costs = RecomputeCosts(self._search, nodes)
+        self._heap = list(zip(self._costs.of_many(nodes).tolist(), self._nodes))
         heapify(self._heap)
