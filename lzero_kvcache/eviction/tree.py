@@ -13,11 +13,11 @@ from .search_tree import SearchTree, SearchTreeNode
 class TreeEviction(EvictionPolicy):
     """
     Overview:
-        Made for search trees: the node goes first whose absence costs the search least, which is small where the search
-        will not come by soon, by its own selection rule on the values, rewards and priors that the model has predicted
-        (see ``SearchTree``), and where little is to be computed when it does (see ``RecomputeCosts``). Entries that
+        Made for search trees: the node goes first whose absence costs the search least. That is one to which the search
+        will not come soon, by its own selection rule on the values, rewards and priors that the model has predicted
+        (see ``SearchTree``), or for which little is to be computed when it does (see ``RecomputeCosts``). Entries that
         have no place in the running search, such as roots of former steps, go before all of these, the least recently
-        used one first. A simulation's evictions cost O(n) each.
+        used one first. An eviction costs O(n).
     """
     follows_search = True
 
