@@ -1,4 +1,6 @@
 """What of the machine the trials of an A/B run are given, and what is left of them when the run ends early."""
+import pickle
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +16,15 @@ from lzero_kvcache.ab.series import peak_gpu_memory_mb
 from lzero_kvcache.cli.ab import _backend
 
 
+class Sleep:
+    """Reading it takes longer than any test: what reads it is there until it is stopped."""
+
+    def __reduce__(self) -> tuple:
+        return time.sleep, (600, )
+
+
 def specs(count: int) -> list:
-    return [SimpleNamespace(name=f'trial{number}', to_bytes=lambda: b'') for number in range(count)]
+    return [SimpleNamespace(name=f'trial{number}', to_bytes=lambda: pickle.dumps(Sleep())) for number in range(count)]
 
 
 @needs_proc
