@@ -637,9 +637,10 @@ def test_whatever_a_folder_holds_is_read_or_refused(tmp_path_factory, changed, h
     (folder / 'trials' / 'fifo_seed0').mkdir(parents=True, exist_ok=True)
     sound = dict(arms={'fifo': {}, 'lru': {}}, seeds=[0, 1])
     (folder / 'ab.json').write_text(json.dumps({**sound, **changed}))
+    # By hand: the csv module of Python 3.10 writes no NUL.
+    lines = [','.join(row) for row in [['arm', 'seed', 'status', *header], *rows]]
     for name in ('results.csv', 'trials/fifo_seed0/series.csv'):
-        with open(folder / name, 'w', newline='') as file:
-            csv.writer(file).writerows([['arm', 'seed', 'status', *header], *rows])
+        (folder / name).write_text('\n'.join(lines))
     try:
         read_run(folder)
     except ValueError as error:
