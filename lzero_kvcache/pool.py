@@ -17,7 +17,7 @@ class KVCachePool:
     Overview:
         A bounded map from keys to cached values. A full pool evicts by its strategy. The pool keeps what it is given
         by reference and never looks inside. ``stats`` counts, ``peak_entries`` is the most it has ever held. Get, set
-        and eviction cost O(1), with 'priority' O(log n); with 'tree' all evictions of a simulation together O(n).
+        and eviction cost O(1), with 'priority' O(log n); with 'tree' an eviction costs O(n).
         Several threads may use one pool: each operation holds ``lock``, which also makes one of several, as in
         ``with pool.lock: ...``. An operation that breaks off, by Ctrl-C or a strategy that raises, leaves a pool of
         which ``is_whole`` is False; the next one empties it.

@@ -92,6 +92,12 @@ def test_waits(steps, num_roots, num_actions):
         assert min(waits[node] for node in tried if root_of(node) == root) == 0
 
 
+def expand(tree, parent, action, value, priors):
+    """A new node, without a reward on the way to it."""
+    expansion = Expansion(np.array([action]), np.zeros(1), np.array([value]), priors)
+    return tree.expand([parent], lambda: expansion)[0]
+
+
 def costs_by_definition(tree, parents_of, cached):
     """What it costs to be without each cached node, by walking up from every node of the tree."""
     rates = 1 / (1 + tree.waits())
@@ -156,12 +162,8 @@ def test_the_node_that_costs_least_goes_first(steps, num_roots, data, size):
 def test_a_node_whose_actions_have_all_been_tried_is_kept_for_what_is_computed_from_it():
     priors = np.array([[0.5, 0.5]])
     tree = SearchTree(1, lambda: priors)
-
-    def expand(parent, action):
-        return tree.expand([parent], lambda: Expansion(np.array([action]), np.zeros(1), np.zeros(1), priors))[0]
-
-    tried_out, other = expand(0, 0), expand(0, 1)
-    children = [expand(tried_out, 0), expand(tried_out, 1)]
+    tried_out, other = expand(tree, 0, 0, 0., priors), expand(tree, 0, 1, 0., priors)
+    children = [expand(tree, tried_out, action, 0., priors) for action in (0, 1)]
     assert np.isposinf(tree.waits()[tried_out])
     assert RecomputeCosts(tree, [tried_out, other]).of(tried_out) > 0
     assert RecomputeCosts(tree, [tried_out, other, *children]).of(tried_out) == 0
@@ -175,18 +177,14 @@ def test_a_node_whose_actions_have_all_been_tried_is_kept_for_what_is_computed_f
 def test_the_order_follows_the_search():
     priors = np.array([[0.9, 0.1]])
     tree = SearchTree(1, lambda: priors)
-
-    def expand(parent, action, value):
-        return tree.expand([parent], lambda: Expansion(np.array([action]), np.zeros(1), np.array([value]), priors))[0]
-
     policy = TreeEviction()
-    good, bad = expand(0, 0, 1.0), expand(0, 1, -1.0)
+    good, bad = expand(tree, 0, 0, 1.0, priors), expand(tree, 0, 1, -1.0, priors)
     policy.insert(0, SearchTreeNode(tree, good))
     policy.insert(1, SearchTreeNode(tree, bad))
     assert policy.victim() == 1
     for action in (0, 1):
         # What is good leads nowhere, and has been tried out.
-        expand(good, action, -10.0)
+        expand(tree, good, action, -10.0, priors)
     assert policy.victim() == 0
 
 
