@@ -8,9 +8,15 @@ from .config import KVCacheConfig, PoolConfig, entry_of
 from .lock import CopyableLock
 from .pool import KVCachePool
 from .stats import CacheStats
-from .store.memory import tensor_bytes
 
 logger = logging.getLogger('lzero_kvcache')
+
+
+def _tensor_bytes(values: Sequence[Any]) -> int:
+    # Imported when it is asked for: a manager built by hand needs no torch.
+    from .store.memory import tensor_bytes
+
+    return tensor_bytes(values)
 
 
 class KVCacheManager:
@@ -43,7 +49,7 @@ class KVCacheManager:
             env_num: int,
             enable_stats: bool = True,
             on_release: Optional[Callable[[Sequence[Any]], None]] = None,
-            measure: Callable[[Sequence[Any]], int] = tensor_bytes,
+            measure: Callable[[Sequence[Any]], int] = _tensor_bytes,
             memory: Optional[ContextMemory] = None,
             on_loss: Optional[Callable[[], None]] = None,
     ) -> None:
@@ -87,79 +93,79 @@ class KVCacheManager:
         if self.budget is not None:
             logger.info(self.budget.describe(self.sizes))
 
-    def get_init_cache(self, env_id: int, key: Hashable) -> Optional[Any]:
+    def get_init_cache(self, env_id: int, cache_key: Hashable) -> Optional[Any]:
         """
         Overview:
             Look a root context up.
         Arguments:
             - env_id (:obj:`int`): The environment.
-            - key (:obj:`Union[int, str]`): The key.
+            - cache_key (:obj:`Union[int, str]`): The key.
         Returns:
-            - kv (:obj:`Optional[Any]`): What was set, or None.
+            - kv_cache (:obj:`Optional[Any]`): What was set, or None.
         Raises:
             - ValueError: If there is no such environment.
         """
-        return self._init_pool(env_id).get(key)
+        return self._init_pool(env_id).get(cache_key)
 
-    def set_init_cache(self, env_id: int, key: Hashable, kv: Any, priority: Optional[float] = None) -> int:
+    def set_init_cache(self, env_id: int, cache_key: Hashable, kv_cache: Any, priority: Optional[float] = None) -> int:
         """
         Overview:
             Store a root context.
         Arguments:
             - env_id (:obj:`int`): The environment.
-            - key (:obj:`Union[int, str]`): The key.
-            - kv (:obj:`Any`): The value, kept by reference.
+            - cache_key (:obj:`Union[int, str]`): The key.
+            - kv_cache (:obj:`Any`): The value, kept by reference.
             - priority (:obj:`Optional[float]`): For the strategies that look at it.
         Returns:
             - slot (:obj:`int`): The slot in the environment's pool.
         Raises:
             - ValueError: If there is no such environment.
         """
-        return self._init_pool(env_id).set(key, kv, priority)
+        return self._init_pool(env_id).set(cache_key, kv_cache, priority)
 
-    def get_recur_cache(self, key: Hashable) -> Optional[Any]:
+    def get_recur_cache(self, cache_key: Hashable) -> Optional[Any]:
         """
         Overview:
             Look a search node up. Arguments and result as ``KVCachePool.get``.
         """
-        return self.recur_pool.get(key)
+        return self.recur_pool.get(cache_key)
 
-    def set_recur_cache(self, key: Hashable, kv: Any, priority: Optional[float] = None) -> int:
+    def set_recur_cache(self, cache_key: Hashable, kv_cache: Any, priority: Optional[float] = None) -> int:
         """
         Overview:
             Store a search node. Arguments and result as ``KVCachePool.set``.
         """
-        return self.recur_pool.set(key, kv, priority)
+        return self.recur_pool.set(cache_key, kv_cache, priority)
 
-    def get_wm_cache(self, key: Hashable) -> Optional[Any]:
+    def get_wm_cache(self, cache_key: Hashable) -> Optional[Any]:
         """
         Overview:
             Look a row of the last inference up. Arguments and result as ``KVCachePool.get``.
         """
-        return self.wm_pool.get(key)
+        return self.wm_pool.get(cache_key)
 
-    def set_wm_cache(self, key: Hashable, kv: Any, priority: Optional[float] = None) -> int:
+    def set_wm_cache(self, cache_key: Hashable, kv_cache: Any, priority: Optional[float] = None) -> int:
         """
         Overview:
             Store a row of the last inference. Arguments and result as ``KVCachePool.set``.
         """
-        return self.wm_pool.set(key, kv, priority)
+        return self.wm_pool.set(cache_key, kv_cache, priority)
 
-    def hierarchical_get(self, env_id: int, key: Hashable) -> Optional[Any]:
+    def hierarchical_get(self, env_id: int, cache_key: Hashable) -> Optional[Any]:
         """
         Overview:
             Look a context up, among the environment's root contexts first, then among the search nodes.
         Arguments:
             - env_id (:obj:`int`): The environment.
-            - key (:obj:`Union[int, str]`): The key.
+            - cache_key (:obj:`Union[int, str]`): The key.
         Returns:
-            - kv (:obj:`Optional[Any]`): What was set, or None.
+            - kv_cache (:obj:`Optional[Any]`): What was set, or None.
         Raises:
             - ValueError: If there is no such environment.
         """
         with self.lock:
-            kv = self.get_init_cache(env_id, key)
-            return self.get_recur_cache(key) if kv is None else kv
+            kv_cache = self.get_init_cache(env_id, cache_key)
+            return self.get_recur_cache(cache_key) if kv_cache is None else kv_cache
 
     @property
     def is_whole(self) -> bool:

@@ -1,15 +1,17 @@
 import logging
 from collections.abc import Hashable, Iterator, Sequence
-from functools import partial
 from typing import Any, Callable, Optional
 
 from .checks import check_count, is_integer, is_number
-from .eviction import EVICTION_REGISTRY, EvictionStrategy, Priority, SearchTreeNode, parse_strategy
+from .eviction import EvictionStrategy, Priority, SearchTreeNode, eviction_policy_factory
 from .eviction.strategy import StrategyLike
 from .lock import CopyableLock
 from .stats import CacheStats
 
 logger = logging.getLogger('lzero_kvcache')
+
+# Of a pool's slots, in an error message.
+SLOTS_SHOWN = 5
 
 
 class KVCachePool:
@@ -20,7 +22,8 @@ class KVCachePool:
         and eviction cost O(1), with 'priority' O(log n); with 'tree' an eviction costs O(n).
         Several threads may use one pool: each operation holds ``lock``, which also makes one of several, as in
         ``with pool.lock: ...``. An operation that breaks off, by Ctrl-C or a strategy that raises, leaves a pool of
-        which ``is_whole`` is False; the next one empties it.
+        which ``is_whole`` is False; the next one empties it. Where the strategy raises, or names a victim that it does
+        not hold, the operation raises a RuntimeError.
     Arguments:
         - pool_size (:obj:`int`): The number of entries that fit.
         - eviction_strategy (:obj:`Union[EvictionStrategy, str, dict]`): A member of ``EvictionStrategy``, a name in
@@ -52,16 +55,15 @@ class KVCachePool:
         self.enable_stats = enable_stats
         self.stats = CacheStats()
         self.peak_entries = 0
-        strategy, options = parse_strategy(eviction_strategy, f"eviction_strategy of pool '{name}'")
         # A pool is emptied at every step of a search, where checking the strategy again would show.
-        self._new_eviction_policy = partial(EVICTION_REGISTRY.get(strategy), **options)
+        self._new_eviction_policy = eviction_policy_factory(eviction_strategy, f"eviction_strategy of pool '{name}'")
         self._on_release = on_release
         self._on_loss = on_loss
         self.is_whole = True
         self._value_of_slot: dict[int, Any] = {}
         # What leaves and has not been released yet.
         self._leaving: list[Any] = []
-        self._reset_index()
+        self._change(self._reset_index)
         self._follows_search = self.eviction_policy.follows_search
 
     def _reset_index(self) -> None:
@@ -73,13 +75,14 @@ class KVCachePool:
         # In one statement: whatever breaks off here, each value is in one of the two.
         self._leaving, self._value_of_slot = [*self._leaving, *self._value_of_slot.values()], {}
 
-    def set(self, key: Hashable, kv: Any, priority: Priority = None) -> int:
+    def set(self, cache_key: Hashable, kv_cache: Any, priority: Priority = None) -> int:
         """
         Overview:
-            Store ``kv`` under ``key``, overwriting what the key had, else evicting an entry if the pool is full.
+            Store ``kv_cache`` under ``cache_key``, overwriting what the key had, else evicting an entry if the pool is
+            full.
         Arguments:
-            - key (:obj:`Union[int, str]`): The key.
-            - kv (:obj:`Any`): The value, kept by reference.
+            - cache_key (:obj:`Union[int, str]`): The key.
+            - kv_cache (:obj:`Any`): The value, kept by reference.
             - priority (:obj:`Union[float, SearchTreeNode, None]`): For the strategies that look at it; None keeps a
                 key's former priority.
         Returns:
@@ -88,131 +91,142 @@ class KVCachePool:
             - ValueError: If the key is neither an int nor a string, or the priority is neither a number nor, with a
                 strategy that follows the search, one of its nodes.
         """
-        self._check_entry(key, priority)
+        self._check_entry(cache_key, priority)
         with self.lock:
             if not self.is_whole:
                 self._recover()
             self.is_whole = False
-            slot = self._store(key, kv, priority)
+            try:
+                slot = self._store(cache_key, kv_cache, priority)
+            except Exception as error:
+                raise self._strategy_failure(error) from error
             if self._leaving:
                 self._release()
             self.is_whole = True
         return slot
 
-    def set_many(self, keys: Sequence[Hashable], kvs: Sequence[Any], priorities: Sequence[Priority]) -> None:
+    def set_many(
+            self, cache_keys: Sequence[Hashable], kv_caches: Sequence[Any], priorities: Sequence[Priority]
+    ) -> None:
         """
         Overview:
             ``set`` for each key in turn. What leaves is released at once, after the last.
         Arguments:
-            - keys (:obj:`Sequence[Union[int, str]]`): The keys.
-            - kvs (:obj:`Sequence[Any]`): The value of each, kept by reference.
+            - cache_keys (:obj:`Sequence[Union[int, str]]`): The keys.
+            - kv_caches (:obj:`Sequence[Any]`): The value of each, kept by reference.
             - priorities (:obj:`Sequence[Optional[float]]`): As ``set``, one for each.
         Raises:
             - ValueError: As ``set``, and if the lengths differ; nothing is stored then.
         """
-        if not len(keys) == len(kvs) == len(priorities):
+        if not len(cache_keys) == len(kv_caches) == len(priorities):
             raise ValueError(
-                f"pool '{self.name}' was given {len(keys)} keys, {len(kvs)} values and {len(priorities)} priorities: "
-                'needed is one of each for each entry'
+                f"pool '{self.name}' was given {len(cache_keys)} keys, {len(kv_caches)} values and {len(priorities)} "
+                'priorities: needed is one of each for each entry'
             )
-        for key, priority in zip(keys, priorities):
+        for cache_key, priority in zip(cache_keys, priorities):
             # What there is to check nothing of, in every simulation, costs no call.
-            if priority is not None or type(key) is not str:
-                self._check_entry(key, priority)
+            if priority is not None or type(cache_key) is not str:
+                self._check_entry(cache_key, priority)
         with self.lock:
             if not self.is_whole:
                 self._recover()
             self.is_whole = False
-            for key, kv, priority in zip(keys, kvs, priorities):
-                self._store(key, kv, priority)
+            try:
+                for cache_key, kv_cache, priority in zip(cache_keys, kv_caches, priorities):
+                    self._store(cache_key, kv_cache, priority)
+            except Exception as error:
+                raise self._strategy_failure(error) from error
             if self._leaving:
                 self._release()
             self.is_whole = True
 
-    def _store(self, key: Hashable, kv: Any, priority: Priority) -> int:
-        slot = self._slot_of_key.get(key)
+    def _store(self, cache_key: Hashable, kv_cache: Any, priority: Priority) -> int:
+        slot = self._slot_of_key.get(cache_key)
         if slot is not None:
             replaced = self._value_of_slot[slot]
-            if replaced is not kv:
-                self._value_of_slot[slot] = kv
+            if replaced is not kv_cache:
+                self._value_of_slot[slot] = kv_cache
                 self._leaving.append(replaced)
             self.eviction_policy.update(slot, priority)
             return slot
-        self.eviction_policy.before_insert(key)
+        self.eviction_policy.before_insert(cache_key)
         entries = len(self._slot_of_key)
         if entries >= self.pool_size:
             self._evict()
             entries -= 1
         slot = self._free_slots.pop() if self._free_slots else entries
-        self._slot_of_key[key] = slot
-        self._key_of_slot[slot] = key
-        self._value_of_slot[slot] = kv
+        self._slot_of_key[cache_key] = slot
+        self._key_of_slot[slot] = cache_key
+        self._value_of_slot[slot] = kv_cache
         self.eviction_policy.insert(slot, priority)
         if entries >= self.peak_entries:
             self.peak_entries = entries + 1
         return slot
 
-    def get(self, key: Hashable) -> Optional[Any]:
+    def get(self, cache_key: Hashable) -> Optional[Any]:
         """
         Overview:
-            Look ``key`` up. This counts as a query and as a use of the entry.
+            Look ``cache_key`` up. This counts as a query and as a use of the entry.
         Arguments:
-            - key (:obj:`Union[int, str]`): The key.
+            - cache_key (:obj:`Union[int, str]`): The key.
         Returns:
-            - kv (:obj:`Optional[Any]`): The very object that was set, or None.
+            - kv_cache (:obj:`Optional[Any]`): The very object that was set, or None.
         Raises:
             - ValueError: If the key is neither an int nor a string.
         """
-        return self.get_many([key])[0]
+        return self.get_many([cache_key])[0]
 
-    def get_many(self, keys: Sequence[Hashable]) -> list[Optional[Any]]:
+    def get_many(self, cache_keys: Sequence[Hashable]) -> list[Optional[Any]]:
         """
         Overview:
             ``get`` for each key in turn.
         Arguments:
-            - keys (:obj:`Sequence[Union[int, str]]`): The keys.
+            - cache_keys (:obj:`Sequence[Union[int, str]]`): The keys.
         Returns:
-            - kvs (:obj:`List[Optional[Any]]`): What ``get`` returns, one for each.
+            - kv_caches (:obj:`List[Optional[Any]]`): What ``get`` returns, one for each.
         Raises:
             - ValueError: As ``get``, before anything is looked up.
         """
-        for key in keys:
-            if type(key) is not str:
-                self._check_key(key)
+        for cache_key in cache_keys:
+            if type(cache_key) is not str:
+                self._check_key(cache_key)
         with self.lock:
             if not self.is_whole:
                 self._recover()
             self.is_whole = False
-            slots = [self._slot_of_key.get(key) for key in keys]
-            kvs = []
-            for slot in slots:
-                if slot is None:
-                    kvs.append(None)
-                else:
-                    self.eviction_policy.touch(slot)
-                    kvs.append(self._value_of_slot[slot])
+            slots = [self._slot_of_key.get(cache_key) for cache_key in cache_keys]
+            kv_caches = []
+            try:
+                for slot in slots:
+                    if slot is None:
+                        kv_caches.append(None)
+                    else:
+                        self.eviction_policy.touch(slot)
+                        kv_caches.append(self._value_of_slot[slot])
+            except Exception as error:
+                raise self._strategy_failure(error) from error
             if self.enable_stats:
                 misses = slots.count(None)
                 self.stats.count_queries(len(slots) - misses, misses)
             self.is_whole = True
-        return kvs
+        return kv_caches
 
-    def peek(self, key: Hashable) -> Optional[Any]:
+    def peek(self, cache_key: Hashable) -> Optional[Any]:
         """
         Overview:
-            Look ``key`` up without counting a query or a use.
+            Look ``cache_key`` up without counting a query or a use.
         Arguments:
-            - key (:obj:`Union[int, str]`): The key.
+            - cache_key (:obj:`Union[int, str]`): The key.
         Returns:
-            - kv (:obj:`Optional[Any]`): The very object that was set, or None.
+            - kv_cache (:obj:`Optional[Any]`): The very object that was set, or None.
         Raises:
             - ValueError: As ``get``.
         """
-        self._check_key(key)
+        self._check_key(cache_key)
         with self.lock:
             if not self.is_whole:
                 self._recover()
-            slot = self._slot_of_key.get(key)
+            slot = self._slot_of_key.get(cache_key)
             return None if slot is None else self._value_of_slot[slot]
 
     def resize(self, pool_size: int) -> None:
@@ -224,18 +238,13 @@ class KVCachePool:
         Raises:
             - ValueError: If it is below 1.
         """
-        pool_size = check_count(pool_size, f"pool_size of pool '{self.name}'")
-        with self.lock:
-            if not self.is_whole:
-                self._recover()
-            self.is_whole = False
-            self.pool_size = pool_size
-            self.eviction_policy.resize(pool_size)
-            while len(self._slot_of_key) > pool_size:
-                self._evict()
-            if self._leaving:
-                self._release()
-            self.is_whole = True
+        self._change(self._fit, check_count(pool_size, f"pool_size of pool '{self.name}'"))
+
+    def _fit(self, pool_size: int) -> None:
+        self.pool_size = pool_size
+        self.eviction_policy.resize(pool_size)
+        while len(self._slot_of_key) > pool_size:
+            self._evict()
 
     def evict(self) -> None:
         """
@@ -245,29 +254,16 @@ class KVCachePool:
             - ValueError: If the pool is empty.
         """
         with self.lock:
-            if not self.is_whole:
-                self._recover()
-            if not self._slot_of_key:
+            if not len(self):
                 raise ValueError(f"pool '{self.name}' is empty: there is nothing to evict")
-            self.is_whole = False
-            self._evict()
-            self._release()
-            self.is_whole = True
+            self._change(self._evict)
 
     def clear(self) -> None:
         """
         Overview:
             Remove all entries. The statistics stay, and what leaves this way does not count as evicted.
         """
-        with self.lock:
-            if not self.is_whole:
-                self._recover()
-                return
-            self.is_whole = False
-            self._reset_index()
-            if self._leaving:
-                self._release()
-            self.is_whole = True
+        self._change(self._reset_index)
 
     def keys(self) -> Iterator[Hashable]:
         """
@@ -289,12 +285,12 @@ class KVCachePool:
                 self._recover()
             return list(self._value_of_slot.values())
 
-    def __contains__(self, key: Hashable) -> bool:
-        self._check_key(key)
+    def __contains__(self, cache_key: Hashable) -> bool:
+        self._check_key(cache_key)
         with self.lock:
             if not self.is_whole:
                 self._recover()
-            return key in self._slot_of_key
+            return cache_key in self._slot_of_key
 
     def __len__(self) -> int:
         with self.lock:
@@ -305,10 +301,23 @@ class KVCachePool:
     def __repr__(self) -> str:
         return f"KVCachePool(name='{self.name}', entries={len(self)}, pool_size={self.pool_size}, stats={self.stats})"
 
+    def _change(self, operation: Callable[..., None], *arguments: Any) -> None:
+        # What is called in every simulation has these lines of its own: a call would show there.
+        with self.lock:
+            if not self.is_whole:
+                self._recover()
+            self.is_whole = False
+            try:
+                operation(*arguments)
+            except Exception as error:
+                raise self._strategy_failure(error) from error
+            if self._leaving:
+                self._release()
+            self.is_whole = True
+
     def _recover(self) -> None:
         self._reset_index()
         lost, self._leaving = self._leaving, []
-        self.stats.total_queries = self.stats.hits + self.stats.misses
         if self._on_loss is not None:
             self._on_loss()
         elif self._on_release is not None and lost:
@@ -316,32 +325,48 @@ class KVCachePool:
         self.is_whole = True
         logger.warning("An operation of pool '%s' has broken off: the pool has been emptied.", self.name)
 
-    def _check_entry(self, key: Hashable, priority: Priority) -> None:
-        if type(key) is not str:
-            self._check_key(key)
+    def _check_entry(self, cache_key: Hashable, priority: Priority) -> None:
+        if type(cache_key) is not str:
+            self._check_key(cache_key)
         if priority is not None:
             if isinstance(priority, SearchTreeNode):
                 if not self._follows_search:
                     raise ValueError(
-                        f"priority of key {key!r} in pool '{self.name}' is a node of a search, which "
+                        f"priority of key {cache_key!r} in pool '{self.name}' is a node of a search, which "
                         f'{type(self.eviction_policy).__name__} does not follow: allowed is a number'
                     )
             elif not is_number(priority):
-                raise ValueError(f"priority of key {key!r} in pool '{self.name}' is {priority!r}: allowed is a number")
+                raise ValueError(
+                    f"priority of key {cache_key!r} in pool '{self.name}' is {priority!r}: allowed is a number"
+                )
 
-    def _check_key(self, key: Hashable) -> None:
+    def _check_key(self, cache_key: Hashable) -> None:
         # Not only when it is set: to a dict, 1, 1.0 and True are the same.
-        if not isinstance(key, str) and not is_integer(key):
-            raise ValueError(f"key of pool '{self.name}' is {key!r}: allowed are ints and strings")
+        if not isinstance(cache_key, str) and not is_integer(cache_key):
+            raise ValueError(f"key of pool '{self.name}' is {cache_key!r}: allowed are ints and strings")
 
     def _evict(self) -> None:
-        slot = self.eviction_policy.victim()
+        victim = self.eviction_policy.victim()
+        try:
+            # Not the victim itself, which may be NumPy's.
+            slot = self._slot_of_key.pop(self._key_of_slot.pop(victim))
+        except (KeyError, TypeError):
+            held = sorted(self._key_of_slot)
+            raise ValueError(
+                f'victim() has returned {victim!r}: allowed is one of the {len(held)} slots that it holds, '
+                f"{', '.join(map(str, held[:SLOTS_SHOWN]))}{', ...' if len(held) > SLOTS_SHOWN else ''}"
+            ) from None
         self.eviction_policy.remove(slot)
-        del self._slot_of_key[self._key_of_slot.pop(slot)]
         self._free_slots.append(slot)
         if self.enable_stats:
             self.stats.evictions += 1
         self._leaving.append(self._value_of_slot.pop(slot))
+
+    def _strategy_failure(self, error: Exception) -> RuntimeError:
+        reason = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
+        return RuntimeError(
+            f"the eviction strategy {type(self.eviction_policy).__name__} of pool '{self.name}' has failed: {reason}"
+        )
 
     def _release(self) -> None:
         # Who wants to know of losses has lost count when a release breaks off; others may use the pool meanwhile.

@@ -1,7 +1,8 @@
 from dataclasses import dataclass
+from typing import Optional
 
 
-@dataclass
+@dataclass(init=False)
 class CacheStats:
     """
     Overview:
@@ -10,12 +11,33 @@ class CacheStats:
         - hits (:obj:`int`): Queries that found an entry.
         - misses (:obj:`int`): Queries that found none.
         - evictions (:obj:`int`): Entries that left because the pool was full or shrank.
-        - total_queries (:obj:`int`): ``hits + misses``.
+        - total_queries (:obj:`Optional[int]`): ``hits + misses``, and may as well be left out.
+    Raises:
+        - ValueError: If ``total_queries`` is another number than that.
     """
     hits: int = 0
     misses: int = 0
     evictions: int = 0
-    total_queries: int = 0
+
+    def __init__(
+            self, hits: int = 0, misses: int = 0, evictions: int = 0, total_queries: Optional[int] = None
+    ) -> None:
+        if total_queries is not None and total_queries != hits + misses:
+            raise ValueError(
+                f'total_queries is {total_queries!r}, but {hits} hits and {misses} misses are {hits + misses} queries: '
+                'leave total_queries out'
+            )
+        self.hits = hits
+        self.misses = misses
+        self.evictions = evictions
+
+    @property
+    def total_queries(self) -> int:
+        """
+        Overview:
+            All queries, ``hits + misses``.
+        """
+        return self.hits + self.misses
 
     @property
     def hit_rate(self) -> float:
@@ -38,7 +60,7 @@ class CacheStats:
         Overview:
             Count from zero again.
         """
-        self.hits = self.misses = self.evictions = self.total_queries = 0
+        self.hits = self.misses = self.evictions = 0
 
     def count_queries(self, hits: int, misses: int) -> None:
         """
@@ -50,18 +72,15 @@ class CacheStats:
         """
         self.hits += hits
         self.misses += misses
-        self.total_queries += hits + misses
 
     def __add__(self, other: 'CacheStats') -> 'CacheStats':
         return CacheStats(
-            self.hits + other.hits, self.misses + other.misses, self.evictions + other.evictions,
-            self.total_queries + other.total_queries
+            self.hits + other.hits, self.misses + other.misses, self.evictions + other.evictions
         )
 
     def __sub__(self, earlier: 'CacheStats') -> 'CacheStats':
         return CacheStats(
-            self.hits - earlier.hits, self.misses - earlier.misses, self.evictions - earlier.evictions,
-            self.total_queries - earlier.total_queries
+            self.hits - earlier.hits, self.misses - earlier.misses, self.evictions - earlier.evictions
         )
 
     def __str__(self) -> str:

@@ -1,6 +1,9 @@
 from typing import Optional
 
+import numpy as np
 import pytest
+import torch
+from invariants import check_pool
 
 from lzero_kvcache import EVICTION_REGISTRY, EvictionPolicy, EvictionStrategy, KVCacheConfig, KVCachePool
 from lzero_kvcache.eviction import FIFOEviction
@@ -103,6 +106,126 @@ def test_a_strategy_that_lacks_a_required_option_is_refused():
         assert KVCacheConfig(strategy=dict(type='needy', window=3, other=4)).strategy['other'] == 4
     finally:
         del EVICTION_REGISTRY['needy']
+
+
+@pytest.mark.parametrize('name, strategy, message', [
+    ('lru', FIFOEviction, "'lru' is taken by the eviction strategy lzero_kvcache.eviction.lru.LRUEviction: choose ano"),
+    (3, FIFOEviction, 'the name of an eviction strategy is 3: allowed is a string'),
+    (['lru'], FIFOEviction, r"the name of an eviction strategy is \['lru'\]: allowed is a string"),
+    ('', FIFOEviction, "the name of an eviction strategy is '': allowed is a string"),
+    ('mine', dict, "<class 'dict'> cannot be the eviction strategy 'mine': allowed is a subclass of .*EvictionPolicy"),
+    ('mine', FIFOEviction(), 'FIFOEviction object .* cannot be .*: allowed is a subclass of'),
+    ('mine', lambda: FIFOEviction(), 'lambda.* cannot be .*: allowed is a subclass of'),
+    ('mine', EvictionPolicy, "because it lacks insert and remove and victim: needed are insert, remove, victim"),
+], ids=str)
+def test_what_cannot_be_a_strategy_is_refused_when_it_is_registered(name, strategy, message):
+    before = dict(EVICTION_REGISTRY)
+    with pytest.raises(ValueError, match=message):
+        EVICTION_REGISTRY.register(name, strategy)
+    with pytest.raises(ValueError, match=message):
+        EVICTION_REGISTRY.register(name)(strategy)
+    if name != 'lru':
+        with pytest.raises(ValueError, match=message):
+            EVICTION_REGISTRY[name] = strategy
+    assert dict(EVICTION_REGISTRY) == before
+
+
+def test_a_name_is_taken_over_on_request(mru):
+
+    @EVICTION_REGISTRY.register(mru, force_overwrite=True)
+    class Newer(FIFOEviction):
+        pass
+
+    assert type(KVCachePool(2, mru).eviction_policy) is Newer
+
+
+def test_a_strategy_that_cannot_be_built(mru):
+
+    @EVICTION_REGISTRY.register(mru, force_overwrite=True)
+    class Unfinished(FIFOEviction):
+
+        def __init__(self, window: int = 3) -> None:
+            self.window = dict(small=1)[window]
+
+    with pytest.raises(ValueError, match="kv_cache.strategy is 'mru': Unfinished cannot be built: KeyError: 3"):
+        KVCacheConfig(strategy=mru)
+
+
+class Careless(FIFOEviction):
+    """What a user's own strategy may do wrong, once it holds two slots."""
+    result: object = None
+    failing: str = ''
+
+    def victim(self):
+        if self.failing:
+            return super().victim()
+        return self.result
+
+    def __getattribute__(self, name):
+        if name == object.__getattribute__(self, 'failing') and len(object.__getattribute__(self, '_slots')) == 2:
+            raise KeyError(name)
+        return super().__getattribute__(name)
+
+
+OPERATIONS = {
+    'set': lambda pool: pool.set('c', 3),
+    'set_many': lambda pool: pool.set_many(['c', 'd'], [3, 4], [None, None]),
+    'evict': lambda pool: pool.evict(),
+    'resize': lambda pool: pool.resize(1),
+    'get': lambda pool: pool.get('a'),
+    'overwrite': lambda pool: pool.set('a', 3),
+}
+
+
+def check_failure(careless, operation, message, caplog):
+    released = []
+    pool = KVCachePool(2, careless, name='recur_pool', on_release=released.extend)
+    pool.set_many(['a', 'b'], [1, 2], [None, None])
+    with pytest.raises(RuntimeError) as failure:
+        OPERATIONS[operation](pool)
+    assert str(failure.value) == f"the eviction strategy Careless of pool 'recur_pool' has failed: {message}"
+    assert len(pool) == 0 and pool.stats.evictions == 0
+    check_pool(pool)
+    assert {1, 2} <= set(released)
+    assert "pool 'recur_pool' has broken off: the pool has been emptied" in caplog.text
+    pool.set('d', 4)
+    assert pool.get('d') == 4
+    check_pool(pool)
+
+
+@pytest.fixture
+def careless(monkeypatch):
+
+    def fault(result=None, failing=''):
+        monkeypatch.setattr(Careless, 'result', result)
+        monkeypatch.setattr(Careless, 'failing', failing)
+        return 'careless'
+
+    EVICTION_REGISTRY.register('careless', Careless)
+    yield fault
+    del EVICTION_REGISTRY['careless']
+
+
+@pytest.mark.parametrize('operation', ['set', 'set_many', 'evict', 'resize'])
+@pytest.mark.parametrize('victim', [99, -1, None, 'a', [0], torch.tensor(0)], ids=repr)
+def test_a_victim_that_the_strategy_does_not_hold(victim, operation, careless, caplog):
+    message = f'victim() has returned {victim!r}: allowed is one of the 2 slots that it holds, 0, 1'
+    check_failure(careless(victim), operation, message, caplog)
+
+
+@pytest.mark.parametrize('operation, method', [
+    ('set', 'before_insert'), ('set', 'victim'), ('set', 'remove'), ('set_many', 'remove'), ('evict', 'remove'),
+    ('resize', 'resize'), ('get', 'touch'), ('overwrite', 'update'),
+])
+def test_a_strategy_that_raises(operation, method, careless, caplog):
+    check_failure(careless(failing=method), operation, f"KeyError: '{method}'", caplog)
+
+
+def test_a_victim_of_numpys_is_a_slot(careless):
+    pool = KVCachePool(2, careless(np.int64(1)))
+    for cache_key in 'abc':
+        slot = pool.set(cache_key, None)
+    assert type(slot) is int and slot == 1 and set(pool.keys()) == {'a', 'c'}
 
 
 def test_a_member_prints_as_what_a_saved_config_can_hold():

@@ -63,6 +63,49 @@ def test_importing_the_package_does_not_import_lzero():
     assert result.stdout.splitlines()[-1] == '[]'
 
 
+WITHOUT_TORCH = """
+import sys
+from lzero_kvcache import CacheStats, EvictionPolicy, EvictionStrategy, KVCacheConfig, KVCacheManager, KVCachePool
+pool = KVCachePool(2, EvictionStrategy.LRU)
+for cache_key in 'abc':
+    pool.set(cache_key, 'context')
+assert pool.get('c') == 'context' and pool.stats == CacheStats(hits=1, evictions=1)
+manager = KVCacheManager(dict(kv_cache=dict(strategy='tree')), env_num=2)
+manager.set_init_cache(0, 'root', 'context')
+assert manager.hierarchical_get(0, 'root') == 'context' and manager.get_stats_summary()
+for name in ('nothing', 3):
+    try:
+        KVCachePool(2, name)
+    except ValueError:
+        pass
+assert not {'torch', 'ding', 'lzero'} & {name.split('.')[0] for name in sys.modules}
+
+from lzero_kvcache import EVICTION_REGISTRY
+from ding.utils.registry import Registry
+assert isinstance(EVICTION_REGISTRY, Registry)
+from lzero_kvcache.eviction import FIFOEviction
+@EVICTION_REGISTRY.register('decorated')
+class Decorated(FIFOEviction):
+    pass
+EVICTION_REGISTRY.register('called', FIFOEviction)
+assert type(KVCachePool(2, 'decorated').eviction_policy) is Decorated
+assert type(KVCachePool(2, 'called').eviction_policy) is EVICTION_REGISTRY['called'] is FIFOEviction
+assert {'lru', 'tree', 'decorated', 'called'} <= set(EVICTION_REGISTRY)
+del EVICTION_REGISTRY['called']
+try:
+    KVCachePool(2, 'called')
+except ValueError as error:
+    assert 'no eviction strategy' in str(error)
+else:
+    raise AssertionError('a pool finds what has left the registry')
+"""
+
+
+def test_pools_work_before_torch_and_di_engine_are_loaded():
+    result = subprocess.run([sys.executable, '-c', WITHOUT_TORCH], capture_output=True, text=True, cwd=ROOT.parent)
+    assert result.returncode == 0, result.stderr
+
+
 def test_public_names():
     assert {
         'EVICTION_REGISTRY', 'CacheStats', 'EvictionPolicy', 'EvictionStrategy', 'KVCacheConfig', 'KVCacheManager',

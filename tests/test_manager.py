@@ -1,12 +1,14 @@
 import copy
+import inspect
 from types import SimpleNamespace
 
 import pytest
 import torch
 from easydict import EasyDict
 
-from lzero_kvcache import EVICTION_REGISTRY, CacheStats, KVCacheConfig, KVCacheManager
+from lzero_kvcache import EVICTION_REGISTRY, CacheStats, EvictionPolicy, KVCacheConfig, KVCacheManager, KVCachePool
 from lzero_kvcache.eviction import FIFOEviction, LRUEviction, PriorityEviction
+from lzero_kvcache.plugin.hooked_manager import HookedKVCacheManager
 
 
 @pytest.fixture
@@ -52,6 +54,24 @@ def test_wrong_config_is_refused():
 def test_bad_env_num_is_refused(env_num):
     with pytest.raises(ValueError, match='env_num is .*: allowed is an integer of at least 1'):
         KVCacheManager(EasyDict(), env_num)
+
+
+def test_the_names_of_the_arguments():
+    manager = KVCacheManager(config={}, env_num=2, enable_stats=True)
+    manager.set_init_cache(env_id=0, cache_key=123, kv_cache='root', priority=1)
+    manager.set_recur_cache(cache_key='node', kv_cache='context', priority=None)
+    manager.set_wm_cache(cache_key='row', kv_cache='working', priority=None)
+    assert manager.get_init_cache(env_id=0, cache_key=123) == 'root'
+    assert manager.get_recur_cache(cache_key='node') == 'context'
+    assert manager.get_wm_cache(cache_key='row') == 'working'
+    assert manager.hierarchical_get(env_id=0, cache_key='node') == 'context'
+
+
+@pytest.mark.parametrize('owner', [KVCachePool, KVCacheManager, HookedKVCacheManager, EvictionPolicy])
+def test_keys_and_values_have_one_name_everywhere(owner):
+    for name, method in inspect.getmembers(owner, inspect.isfunction):
+        if not name.startswith('_') or name == '__contains__':
+            assert not {'key', 'kv', 'value', 'keys', 'kvs', 'values'} & set(inspect.signature(method).parameters), name
 
 
 def test_environments_are_isolated(manager, keys_values):

@@ -49,6 +49,14 @@ def test_bad_key_is_refused(key, keys_values):
     assert len(pool) == 0
 
 
+def test_the_names_of_the_arguments():
+    pool = KVCachePool(pool_size=2, eviction_strategy='priority', enable_stats=True, name='recur')
+    assert pool.set(cache_key='a', kv_cache='context', priority=1) == 0
+    pool.set_many(cache_keys=['b'], kv_caches=['other'], priorities=[2])
+    assert pool.get(cache_key='a') == pool.peek(cache_key='a') == 'context'
+    assert pool.get_many(cache_keys=['a', 'b']) == ['context', 'other']
+
+
 def test_update_in_place(keys_values):
     pool = KVCachePool(2)
     slot, other_slot = pool.set('a', keys_values(1.)), pool.set('b', keys_values(2.))
@@ -169,7 +177,8 @@ def test_a_node_of_a_search_is_a_priority_for_strategies_that_follow_it(strategy
         pool.set('a', keys_values(0.), node)
         assert list(pool.keys()) == ['a']
         return
-    with pytest.raises(ValueError, match="priority of key 'a' in pool 'recur' is a node of a search, which .*Eviction"):
+    said = f"key 'a' in pool 'recur' is a node of a search, which {type(pool.eviction_policy).__name__} does not follow"
+    with pytest.raises(ValueError, match=said):
         pool.set('a', keys_values(0.), node)
     assert len(pool) == 0
 

@@ -56,7 +56,6 @@ class NaivePool:
 
     def get(self, key):
         self.clock += 1
-        self.stats.total_queries += 1
         entry = self.find(key)
         if entry is None:
             self.stats.misses += 1

@@ -104,8 +104,6 @@ def test_the_caches_of_all_processes_work(ddp_runs, side):
     assert ddp_runs[0]['counted']['eval'] > 0 or 'episodes' not in side
     assert ddp_runs[1]['counted']['eval'] == 0
     for run in ddp_runs:
-        for stats in run['pools'].values():
-            assert stats['hits'] + stats['misses'] == stats['total_queries']
         assert run['pools']['init_pools']['hits'] > 0
         assert run['pools']['recur_pool']['hits'] > 0
         assert run['pools']['recur_pool']['misses'] == 0

@@ -24,6 +24,20 @@ def test_rates():
     assert stats.miss_rate == pytest.approx(0.25)
 
 
+def test_queries_follow_from_hits_and_misses():
+    stats = CacheStats(hits=3, misses=1)
+    assert stats == CacheStats(3, 1, 0, 4)
+    assert (stats.total_queries, stats.hit_rate, stats.miss_rate) == (4, 0.75, 0.25)
+    stats.misses += 4
+    assert (stats.total_queries, stats.hit_rate) == (8, 0.375)
+
+
+@pytest.mark.parametrize('total_queries', [0, 3, 5, '4'])
+def test_queries_that_contradict_hits_and_misses_are_refused(total_queries):
+    with pytest.raises(ValueError, match=f'total_queries is {total_queries!r}, but 3 hits and 1 misses are 4 queries'):
+        CacheStats(hits=3, misses=1, total_queries=total_queries)
+
+
 def test_count_queries():
     stats = CacheStats()
     stats.count_queries(hits=2, misses=0)

@@ -1,5 +1,7 @@
-"""Eviction strategies: one file per strategy, each registered under the name that a config uses."""
-from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
+"""Eviction strategies: one file per strategy, each by the name that a config uses in ``registered.py``."""
+from typing import TYPE_CHECKING, Any
+
+from .base import EvictionPolicy, Priority
 from .fifo import FIFOEviction
 from .lfu import LFUEviction
 from .lru import LRUEviction
@@ -9,8 +11,11 @@ from .s3fifo import S3FIFOEviction
 from .search_tree import Expansion, SearchTree, SearchTreeNode
 from .sieve import SIEVEEviction
 from .slru import SLRUEviction
-from .strategy import EvictionStrategy, build_eviction_policy, parse_strategy
+from .strategy import EvictionStrategy, build_eviction_policy, eviction_policy_factory, parse_strategy
 from .tree import TreeEviction
+
+if TYPE_CHECKING:
+    from .registry import EVICTION_REGISTRY
 
 __all__ = [
     'EVICTION_REGISTRY',
@@ -30,5 +35,15 @@ __all__ = [
     'SearchTreeNode',
     'TreeEviction',
     'build_eviction_policy',
+    'eviction_policy_factory',
     'parse_strategy',
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != 'EVICTION_REGISTRY':
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    # Imported when it is asked for, because it needs DI-engine.
+    from .registry import EVICTION_REGISTRY
+
+    return EVICTION_REGISTRY

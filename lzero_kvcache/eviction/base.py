@@ -2,11 +2,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Hashable
 from typing import Union
 
-from ding.utils.registry import Registry
-
 from .search_tree import SearchTreeNode
-
-EVICTION_REGISTRY = Registry()
 
 # What a strategy is told of an entry: a number, a node of the running search, or nothing.
 Priority = Union[float, SearchTreeNode, None]
@@ -83,11 +79,11 @@ class EvictionPolicy(ABC):
             - capacity (:obj:`int`): The pool's size, at least 1. The policy may hold more slots at this moment.
         """
 
-    def before_insert(self, key: Hashable) -> None:
+    def before_insert(self, cache_key: Hashable) -> None:
         """
         Overview:
             A key that the pool does not hold is about to come in. Called before room is made for it and before
             ``insert``, for strategies that remember what they have evicted.
         Arguments:
-            - key (:obj:`Union[int, str]`): The key.
+            - cache_key (:obj:`Union[int, str]`): The key.
         """

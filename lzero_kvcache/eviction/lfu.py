@@ -1,9 +1,8 @@
 from collections import OrderedDict
 
-from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
+from .base import EvictionPolicy, Priority
 
 
-@EVICTION_REGISTRY.register('lfu')
 class LFUEviction(EvictionPolicy):
     """
     Overview:

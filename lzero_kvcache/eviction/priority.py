@@ -1,9 +1,8 @@
 import heapq
 
-from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
+from .base import EvictionPolicy, Priority
 
 
-@EVICTION_REGISTRY.register('priority')
 class PriorityEviction(EvictionPolicy):
     """
     Overview:

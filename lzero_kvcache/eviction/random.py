@@ -1,10 +1,9 @@
 from random import Random
 
 from ..checks import is_integer
-from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
+from .base import EvictionPolicy, Priority
 
 
-@EVICTION_REGISTRY.register('random')
 class RandomEviction(EvictionPolicy):
     """
     Overview:

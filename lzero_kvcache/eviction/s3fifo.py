@@ -1,7 +1,7 @@
 from collections import OrderedDict
 from collections.abc import Hashable
 
-from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
+from .base import EvictionPolicy, Priority
 
 # Of the pool's capacity.
 SMALL_SHARE = 0.1
@@ -10,7 +10,6 @@ USES_TO_MOVE = 2
 MOST_USES_COUNTED = 3
 
 
-@EVICTION_REGISTRY.register('s3fifo')
 class S3FIFOEviction(EvictionPolicy):
     """
     Overview:
@@ -37,10 +36,10 @@ class S3FIFOEviction(EvictionPolicy):
         self._main_size = capacity - self._small_size
         self._ghost_size = int(GHOST_SHARE * capacity)
 
-    def before_insert(self, key: Hashable) -> None:
-        self._coming_key = key
-        self._comes_back = key in self._evicted_keys
-        self._evicted_keys.pop(key, None)
+    def before_insert(self, cache_key: Hashable) -> None:
+        self._coming_key = cache_key
+        self._comes_back = cache_key in self._evicted_keys
+        self._evicted_keys.pop(cache_key, None)
 
     def insert(self, slot: int, priority: Priority = None) -> None:
         fills_up = not self._has_evicted and len(self._small) >= self._small_size

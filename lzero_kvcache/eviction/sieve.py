@@ -1,9 +1,8 @@
 from typing import Optional
 
-from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
+from .base import EvictionPolicy, Priority
 
 
-@EVICTION_REGISTRY.register('sieve')
 class SIEVEEviction(EvictionPolicy):
     """
     Overview:

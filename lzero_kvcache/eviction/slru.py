@@ -1,10 +1,9 @@
 from collections import OrderedDict
 
 from ..checks import check_count
-from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
+from .base import EvictionPolicy, Priority
 
 
-@EVICTION_REGISTRY.register('slru')
 class SLRUEviction(EvictionPolicy):
     """
     Overview:

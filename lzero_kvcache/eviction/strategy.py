@@ -1,10 +1,12 @@
 import inspect
 from collections.abc import Mapping
 from enum import Enum
-from typing import Any, Union
+from functools import partial
+from typing import Any, Callable, Union
 
 from ..checks import choices
-from .base import EVICTION_REGISTRY, EvictionPolicy
+from . import registered
+from .base import EvictionPolicy
 
 
 class EvictionStrategy(Enum):
@@ -50,17 +52,18 @@ def parse_strategy(strategy: StrategyLike, key_path: str = 'eviction_strategy') 
         if 'type' not in options:
             raise ValueError(
                 f"{key_path} is {dict(strategy)!r}, which lacks 'type': allowed is dict(type=NAME, ...options) "
-                f"with NAME one of {', '.join(sorted(EVICTION_REGISTRY))}"
+                f"with NAME one of {', '.join(sorted(registered.by_name))}"
             )
         key_path_of_name, name = f'{key_path}.type', options.pop('type')
     else:
         key_path_of_name, name = key_path, strategy
     if isinstance(name, EvictionStrategy):
         name = name.value
-    if not isinstance(name, str) or name not in EVICTION_REGISTRY:
+    if not isinstance(name, str) or name not in registered.by_name:
         raise ValueError(f'{key_path_of_name} is {name!r}, which is no eviction strategy: '
-                         f'{choices(name, EVICTION_REGISTRY)}')
-    signature = inspect.signature(EVICTION_REGISTRY.get(name))
+                         f'{choices(name, registered.by_name)}')
+    policy_class = registered.by_name[name]
+    signature = inspect.signature(policy_class)
     legal = [parameter.name for parameter in signature.parameters.values() if parameter.kind != parameter.VAR_KEYWORD]
     if len(legal) == len(signature.parameters):
         for option, value in options.items():
@@ -72,10 +75,32 @@ def parse_strategy(strategy: StrategyLike, key_path: str = 'eviction_strategy') 
     except TypeError as error:
         raise ValueError(f'{key_path} is {strategy!r}: strategy {name!r} is {error}') from error
     try:
-        EVICTION_REGISTRY.get(name)(**options)
+        policy_class(**options)
     except (TypeError, ValueError) as error:
         raise ValueError(f'{key_path} is {strategy!r}: {error}') from error
+    except Exception as error:
+        raise ValueError(
+            f'{key_path} is {strategy!r}: {policy_class.__name__} cannot be built: {type(error).__name__}: {error}'
+        ) from error
     return name, options
+
+
+def eviction_policy_factory(
+        strategy: StrategyLike, key_path: str = 'eviction_strategy'
+) -> Callable[[], EvictionPolicy]:
+    """
+    Overview:
+        Check a strategy once, to create its eviction policy many times.
+    Arguments:
+        - strategy (:obj:`Union[EvictionStrategy, str, Mapping]`): See ``parse_strategy``.
+        - key_path (:obj:`str`): Where the value stands in the user's config, for error messages.
+    Returns:
+        - factory (:obj:`Callable`): Returns a policy that holds no slot yet.
+    Raises:
+        - ValueError: As ``parse_strategy``.
+    """
+    name, options = parse_strategy(strategy, key_path)
+    return partial(registered.by_name[name], **options)
 
 
 def build_eviction_policy(strategy: StrategyLike, key_path: str = 'eviction_strategy') -> EvictionPolicy:
@@ -90,5 +115,4 @@ def build_eviction_policy(strategy: StrategyLike, key_path: str = 'eviction_stra
     Raises:
         - ValueError: As ``parse_strategy``.
     """
-    name, options = parse_strategy(strategy, key_path)
-    return EVICTION_REGISTRY.get(name)(**options)
+    return eviction_policy_factory(strategy, key_path)()

@@ -4,12 +4,11 @@ from typing import Optional
 
 import numpy as np
 
-from .base import EVICTION_REGISTRY, EvictionPolicy, Priority
+from .base import EvictionPolicy, Priority
 from .recompute_costs import RecomputeCosts
 from .search_tree import SearchTree, SearchTreeNode
 
 
-@EVICTION_REGISTRY.register('tree')
 class TreeEviction(EvictionPolicy):
     """
     Overview:

@@ -75,26 +75,12 @@ class HookedKVCacheManager(KVCacheManager):
         """
         return super().set_init_cache(env_id, cache_key, kv_cache.clone())
 
-    def get_recur_cache(self, cache_key: int) -> Optional[Any]:
-        """
-        Overview:
-            Look a search node up. Arguments and result as ``KVCachePool.get``.
-        """
-        return super().get_recur_cache(cache_key)
-
     def set_recur_cache(self, cache_key: int, kv_cache: Any) -> int:
         """
         Overview:
             Store a copy of a search node's context. Result as ``KVCachePool.set``.
         """
         return super().set_recur_cache(cache_key, kv_cache.clone())
-
-    def get_wm_cache(self, cache_key: int) -> Optional[Any]:
-        """
-        Overview:
-            Look a row of the last inference up. Arguments and result as ``KVCachePool.get``.
-        """
-        return super().get_wm_cache(cache_key)
 
     def set_wm_cache(self, cache_key: int, kv_cache: Any) -> int:
         """

@@ -61,8 +61,8 @@ class BeladyEviction(EvictionPolicy):
         self._next_uses: dict[int, float] = {}
         self._heap: list[tuple[float, int]] = []
 
-    def before_insert(self, key: Hashable) -> None:
-        self._coming_key = key
+    def before_insert(self, cache_key: Hashable) -> None:
+        self._coming_key = cache_key
 
     def insert(self, slot: int, priority: Priority = None) -> None:
         self._keys[slot] = self._coming_key

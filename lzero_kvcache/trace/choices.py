@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Union
 
 from ..checks import choices
-from ..eviction import EVICTION_REGISTRY, build_eviction_policy, parse_strategy
+from ..eviction import build_eviction_policy, parse_strategy, registered
 
 # What a trace knows of the nodes. A function of the user's own would need the model's logits.
 SCORES = ('search_depth', 'predicted_value', 'predicted_reward')
@@ -48,15 +48,15 @@ def chosen_strategies(names: Iterable[str]) -> list[Choice]:
     """
     chosen: dict[Choice, None] = {}
     for name in names:
-        for each in sorted(EVICTION_REGISTRY) if name == 'all' else [name]:
+        for each in sorted(registered.by_name) if name == 'all' else [name]:
             chosen.update(dict.fromkeys(_choices_of(each)))
     return list(chosen)
 
 
 def _choices_of(given: str) -> list[Choice]:
     name, _, score = given.partition(':')
-    if name not in EVICTION_REGISTRY:
-        raise ValueError(f'--strategies has {given!r}: {choices(name, [*EVICTION_REGISTRY, "all"])}')
+    if name not in registered.by_name:
+        raise ValueError(f'--strategies has {given!r}: {choices(name, [*registered.by_name, "all"])}')
     parse_strategy(name, '--strategies')
     goes_by_scores = hasattr(build_eviction_policy(name), 'score')
     if score and not goes_by_scores:
