@@ -4,6 +4,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -14,6 +15,7 @@ from .files import not_through_a_link
 from .untrusted import printable
 
 LINES_SHOWN_ON_FAILURE = 30
+COLUMNS_OF_A_FILE = 120
 
 
 @contextmanager
@@ -39,8 +41,7 @@ def output_to(log_path: Path) -> Iterator[Console]:
 @contextmanager
 def _redirected(saved: list[int], log_path: Path) -> Iterator[Console]:
     with open(saved[0], 'w', closefd=False) as descriptor, open(log_path, 'w', opener=not_through_a_link) as log:
-        # Without a terminal rich would take 80 columns, too few for the wider tables.
-        screen = Console(file=descriptor, width=None if descriptor.isatty() else 120)
+        screen = console_of(descriptor)
         sys.stdout.flush()
         sys.stderr.flush()
         os.dup2(log.fileno(), 1)
@@ -58,6 +59,16 @@ def _redirected(saved: list[int], log_path: Path) -> Iterator[Console]:
             _flush(disk_may_be_full=True)
             for number, copy in enumerate(saved, start=1):
                 os.dup2(copy, number)
+
+
+def console_of(file: TextIO) -> Console:
+    """
+    Overview:
+        A file as a screen, 120 columns wide where nothing says how wide it is.
+    Arguments:
+        - file (:obj:`TextIO`): The file.
+    """
+    return Console(file=file, width=None if file.isatty() or os.environ.get('COLUMNS') else COLUMNS_OF_A_FILE)
 
 
 def spinner(screen: Console, text: str) -> Live:

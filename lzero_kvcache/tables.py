@@ -1,8 +1,7 @@
 from typing import Any
 
-from rich.table import Table
-
 from .manager import KVCacheManager
+from .wide_table import WideTable
 
 
 def contexts_summary(root_stats: Any, rebuild_stats: Any) -> str:
@@ -21,20 +20,19 @@ def contexts_summary(root_stats: Any, rebuild_stats: Any) -> str:
     )
 
 
-def statistics_table(manager: KVCacheManager) -> Table:
+def statistics_table(manager: KVCacheManager) -> WideTable:
     """
     Overview:
         What each kind of pool has seen.
     Arguments:
         - manager (:obj:`KVCacheManager`): The pools.
     Returns:
-        - table (:obj:`Table`): One row per kind of pool; the environments' init pools are added up. 'peak' is the most
-            entries a pool has held.
+        - table (:obj:`WideTable`): One row per kind of pool; the environments' init pools are added up. 'peak' is the
+            most entries a pool has held.
     """
-    table = Table(title='KV cache', box=None, padding=(0, 2, 0, 0), header_style='bold')
-    table.add_column('pool', no_wrap=True)
-    for column in ('size', 'entries', 'peak', 'hits', 'misses', 'evictions', 'hit rate'):
-        table.add_column(column, justify='right', no_wrap=True)
+    table = WideTable(
+        'KV cache', ['pool'], ['size', 'entries', 'peak', 'hits', 'misses', 'evictions', 'hit rate']
+    )
     totals = manager.total_stats()
     for kind, pools in manager.pools().items():
         stats = totals[kind]

@@ -7,6 +7,7 @@ from typing import Optional
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from ..untrusted import printable
 from .folder import RunFolder
@@ -30,8 +31,9 @@ class ABDisplay:
         self._console = console
         self._folder = folder
         self._progress = Progress(
-            TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('{task.fields[unit]}'),
-            TimeElapsedColumn(), console=console, disable=not console.is_terminal or not specs,
+            TextColumn('{task.description}', table_column=Column(overflow='fold')), BarColumn(), MofNCompleteColumn(),
+            TextColumn('{task.fields[unit]}'), TimeElapsedColumn(), console=console,
+            disable=not console.is_terminal or not specs,
         )
         self._all = self._progress.add_task('all trials', total=len(specs), unit='trials')
         self._running: dict[str, tuple[TrialSpec, TaskID]] = {}

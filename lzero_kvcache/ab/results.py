@@ -8,9 +8,9 @@ from statistics import mean, stdev
 from typing import Any, Optional
 
 from rich.markup import escape
-from rich.table import Table
 
 from ..files import write_atomically
+from ..wide_table import WideTable
 from .spec import ARM_NAME, LARGEST_SEED, TrialSpec
 
 POOLS = ('init_pools', 'recur_pool', 'wm_pool')
@@ -144,7 +144,7 @@ def write_results(rows: Iterable[Mapping[str, Any]], path: Path) -> None:
     write_atomically(path, text.getvalue())
 
 
-def means_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
+def means_table(rows: Sequence[Mapping[str, Any]], title: str) -> WideTable:
     """
     Overview:
         Each arm's means over its seeds, with the standard deviation where there are several, and the number of seeds
@@ -153,11 +153,7 @@ def means_table(rows: Sequence[Mapping[str, Any]], title: str) -> Table:
         - rows (:obj:`Sequence[Mapping]`): As ``result_row``, those of trials that are done.
         - title (:obj:`str`): The table's.
     """
-    table = Table(title=escape(title), box=None, padding=(0, 2, 0, 0), header_style='bold')
-    table.add_column('arm', no_wrap=True)
-    table.add_column('seeds', justify='right')
-    for heading, *_ in SHOWN:
-        table.add_column(heading, justify='right')
+    table = WideTable(escape(title), ['arm'], ['seeds', *(heading for heading, *_ in SHOWN)])
     for arm in dict.fromkeys(row['arm'] for row in rows):
         of_arm = [row for row in rows if row['arm'] == arm]
         cells = []

@@ -43,7 +43,7 @@ class Growth(Section):
 
     def table(self, rows: list[dict]) -> Table:
         table = table_of('One collect step as the search grows, 64 wide (medians of pairs)', 'what grows', 'to',
-                         'release', 'plugin', 'plugin / release')
+                         'release', 'plugin', 'plugin / release', names=2)
         for row in rows:
             table.add_row(AXES[row['axis']], str(row['value']), f"{row['release_ms']:,.0f} ms",
                           f"{row['plugin_ms']:,.0f} ms", f"{row['ratio']:.2f}")

@@ -138,7 +138,7 @@ class PoolOperations(Section):
             f"Nanoseconds per operation, {rows[0]['lock_nanoseconds']:,.0f} of them for the pool's lock, and the ratio "
             f'to a pool of {sizes[0]:,} entries (medians)'
         )
-        table = table_of(title, 'operation', 'strategy', *(f'{size:,}' for size in sizes))
+        table = table_of(title, 'operation', 'strategy', *(f'{size:,}' for size in sizes), names=2)
         for operation in OPERATIONS:
             for strategy in dict.fromkeys(row['strategy'] for row in rows):
                 of_sizes = {

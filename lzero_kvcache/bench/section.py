@@ -4,6 +4,7 @@ from typing import Any
 from rich.progress import Progress
 from rich.table import Table
 
+from ..wide_table import WideTable
 from .settings import Settings
 
 COLORS = {'release': 'tab:orange', 'plugin': 'tab:blue'}
@@ -49,18 +50,16 @@ class Section(ABC):
         """
 
 
-def table_of(title: str, *columns: str) -> Table:
+def table_of(title: str, *columns: str, names: int = 1) -> Table:
     """
     Overview:
         An empty table: text on the left, numbers on the right.
     Arguments:
         - title (:obj:`str`): Its title.
-        - columns (:obj:`str`): Their headings; the first is text.
+        - columns (:obj:`str`): Their headings.
+        - names (:obj:`int`): How many of them, from the left, name a row.
     """
-    table = Table(title=title, box=None, title_justify='left')
-    for number, column in enumerate(columns):
-        table.add_column(column, justify='right' if number else 'left', no_wrap=number == 0)
-    return table
+    return WideTable(title, columns[:names], columns[names:])
 
 
 def in_lines(name: str) -> str:

@@ -52,7 +52,7 @@ class SmallPools(Section):
     def table(self, rows: list[dict]) -> Table:
         table = table_of('Recur pools that are too small, against one that is not (of the queries: hits, found '
                          'in the wm pool, restored without computation, rebuilt)', 'model', 'pool', 'strategy', 'hits',
-                         'wm', 'restored', 'rebuilt', 'speed')
+                         'wm', 'restored', 'rebuilt', 'speed', names=3)
         for row in rows:
             shares = [f'{row[name]:.1%}' for name in ('hit_rate', 'last_inference', 'restored', 'rebuilt')]
             table.add_row(row['model'], f"{row['share']:.0%}", row['strategy'], *shares, f"{row['throughput']:.2f}")

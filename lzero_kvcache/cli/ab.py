@@ -1,3 +1,4 @@
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -75,17 +76,13 @@ def ab(
     # Of a file '...py' the stem is '..'.
     out = out or Path('data_ab') / (config_path.stem.strip('.') or 'ab')
     config = _checked(config_path, max_env_step, arms)
-    from rich.console import Console
-
     from ..ab.folder import RunFolder
     from ..ab.run import ABRun
     from ..files import DiskFullError
+    from ..output import console_of
     from ..untrusted import printable
 
-    console = Console()
-    if not console.is_terminal:
-        # Rich would take 80 columns, too few for the table.
-        console = Console(width=120)
+    console = console_of(sys.stdout)
     for note in map(printable, config.notes):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     folder = RunFolder(out)

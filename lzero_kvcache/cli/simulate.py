@@ -110,15 +110,15 @@ def _replay(screen: Any, trace: Path, replays: list, jobs: Optional[int], module
     from ..trace.simulation import simulate, usable_cores
 
     columns = (
-        TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('replays'),
+        TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
         TextColumn('{task.fields[speed]}'), TimeElapsedColumn()
     )
     with Progress(*columns, console=screen) as progress:
-        task = progress.add_task('simulating', total=len(replays), speed='')
+        task = progress.add_task('replays', total=len(replays), speed='')
         for outcome in simulate(trace, replays, jobs or usable_cores(), modules):
             outcomes.append(outcome)
             speed = sum(each.operations for each in outcomes) / sum(each.seconds for each in outcomes)
-            progress.update(task, advance=1, speed=f'{60 * speed / 1e6:.1f} million operations a minute and process')
+            progress.update(task, advance=1, speed=f'{60 * speed / 1e6:.1f} M ops/min per process')
 
 
 def _report(screen: Any, seen: Any, outcomes: list, wanted: int, out: Path, settings: Any) -> None:

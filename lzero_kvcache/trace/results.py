@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-from rich.table import Table
+from rich.markup import escape
 
 from ..files import write_atomically
+from ..wide_table import WideTable
 from .choices import BELADY
 from .counts import POOLS
 from .simulation import Outcome, Survey
@@ -161,7 +162,7 @@ def config_lines(results: Results, outcome: Outcome) -> list[str]:
     ]
 
 
-def hit_rates_table(results: Results) -> Table:
+def hit_rates_table(results: Results) -> WideTable:
     """
     Overview:
         Hit rates of the recur pool by strategy and size.
@@ -169,13 +170,10 @@ def hit_rates_table(results: Results) -> Table:
         - results (:obj:`Results`): Of the simulation.
     """
     shares = _shown(results)
-    table = Table(
-        title='Hit rate of the recur pool (%) by its size, in % of the nodes of a search', box=None,
-        padding=(0, 2, 0, 0), header_style='bold', title_justify='left'
+    table = WideTable(
+        'Hit rate of the recur pool (%) by its size, in % of the nodes of a search', ['strategy'],
+        [_percent(share) for share in shares]
     )
-    table.add_column('strategy', no_wrap=True)
-    for share in shares:
-        table.add_column(_percent(share), justify='right', no_wrap=True)
     chosen = results.recommended()
     for name in results.names:
         cells = []
@@ -183,11 +181,11 @@ def hit_rates_table(results: Results) -> Table:
             outcome = results.of(name, share)
             cell = '' if outcome is None else f"{100 * outcome.total.pools['recur_pool'].hit_rate:.1f}"
             cells.append(f'[bold green]{cell}[/]' if outcome is not None and outcome is chosen else cell)
-        table.add_row(name, *cells)
+        table.add_row(escape(name), *cells)
     return table
 
 
-def pools_table(results: Results, outcome: Outcome) -> Table:
+def pools_table(results: Results, outcome: Outcome) -> WideTable:
     """
     Overview:
         What every pool would have seen, by phase.
@@ -195,14 +193,11 @@ def pools_table(results: Results, outcome: Outcome) -> Table:
         - results (:obj:`Results`): Of the simulation.
         - outcome (:obj:`Outcome`): One of them.
     """
-    table = Table(
-        title=f'All pools, with {outcome.job.choice.name} and {results.entries(outcome):,} entries for the recur pool',
-        box=None, padding=(0, 2, 0, 0), header_style='bold', title_justify='left'
+    name = escape(outcome.job.choice.name)
+    table = WideTable(
+        f'All pools, with {name} and {results.entries(outcome):,} entries for the recur pool',
+        ['phase', 'pool'], ['queries', 'hits', 'misses', 'evictions', 'hit rate']
     )
-    for column in ('phase', 'pool'):
-        table.add_column(column, no_wrap=True)
-    for column in ('queries', 'hits', 'misses', 'evictions', 'hit rate'):
-        table.add_column(column, justify='right', no_wrap=True)
     for (manager, phase), counts in sorted(outcome.counts.items()):
         for kind in POOLS:
             stats = counts.pools[kind]
