@@ -124,6 +124,8 @@ def test_what_cannot_be_a_strategy_is_refused_when_it_is_registered(name, strate
         EVICTION_REGISTRY.register(name, strategy)
     with pytest.raises(ValueError, match=message):
         EVICTION_REGISTRY.register(name)(strategy)
+    with pytest.raises(ValueError, match='the name of an eviction strategy is .*: allowed is a string, as in @'):
+        EVICTION_REGISTRY.register(strategy)
     if name != 'lru':
         with pytest.raises(ValueError, match=message):
             EVICTION_REGISTRY[name] = strategy

@@ -441,10 +441,42 @@ def test_the_report_of_a_finished_run(html):
         assert words in page.text
     assert 'policy.model.world_model_cfg.kv_cache.strategy' in ''.join(page.texts)
     assert 'not done' not in page.text
-    assert page.elements.count('h1') == 1 and page.elements.count('table') == 4
+    assert page.elements.count('h1') == 1 and page.elements.count('table') == 5
     alternatives = [value for tag, name, value in page.attributes if (tag, name) == ('svg', 'aria-label')]
     assert any('Return by environment steps' in text and 'fifo ends at 30' in text for text in alternatives)
     assert len(html.encode()) < 1_000_000
+
+
+def tables_of(html):
+    """Each table's rows, and each row's cells: element, attributes, text."""
+    for table in re.findall(r'<table.*?</table>', html, re.DOTALL):
+        yield [
+            [(tag, dict(re.findall(r'([\w-]+)="([^"]*)"', attributes)), text) for tag, attributes, text in
+             re.findall(r'<(t[hd])\b([^>]*)>(.*?)</t[hd]>', row, re.DOTALL)]
+            for row in re.findall(r'<tr.*?</tr>', table, re.DOTALL)
+        ]
+
+
+def test_every_value_has_its_name_beside_it_where_rows_are_cards(html):
+    names = set()
+    for rows in tables_of(html):
+        for row in rows[1:]:
+            assert row[0][0] == 'th'
+            for tag, attributes, text in row:
+                if tag == 'td' and '<svg' not in text:
+                    names.add(attributes['data-label'])
+    assert {'fifo', 'lru', 'Difference', '95 % interval', 'Verdict', 'Status', 'Output', 'Wall time, s'} <= names
+    cards = html.split('@media screen and (max-width: 72rem)')[1].split('\n}')[0]
+    assert 'td::before' in cards and 'content: attr(data-label)' in cards
+
+
+def test_no_table_has_more_columns_than_the_widest_page_has_room_for(html):
+    results, *tables = tables_of(html)
+    trials = [rows for rows in tables if rows[0][1][2] == 'Seed']
+    assert len(trials) == 2 and all(len(rows[0]) <= 11 and len(rows) == 7 for rows in trials)
+    headings = [text for rows in trials for _, _, text in rows[0]]
+    metrics = [row[0][2] for row in results[2:]]
+    assert sorted(headings) == sorted([*metrics, *['Arm', 'Seed'] * 2, 'Status', 'Output'])
 
 
 def test_equal_folders_give_equal_reports(html, tmp_path):

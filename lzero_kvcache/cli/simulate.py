@@ -36,7 +36,7 @@ def simulate(
     # The name of '.' or '/' is empty.
     out = out or trace.parent / f'{trace.stem}_simulated'
     refusal, interrupted = None, False
-    # What importing DI-engine prints is of no use.
+    # What importing a user's module, and with it DI-engine, prints is of no use.
     with TemporaryDirectory() as folder, output_to(Path(folder) / 'simulation.log') as screen:
         with spinner(screen, f'Reading {trace} ...'):
             from ..trace.choices import chosen_strategies

@@ -29,9 +29,13 @@ class EvictionRegistry(Registry):
         Raises:
             - ValueError: If the name is taken or no name, or the class is no strategy.
         """
+        if module_name is not None:
+            # Not only when the decorator is called: one without parentheses never is.
+            _check_name(module_name)
+
         def add(strategy: type[EvictionPolicy]) -> type[EvictionPolicy]:
-            name = getattr(strategy, '__name__', None) if module_name is None else module_name
-            _check(name, strategy)
+            _check_strategy(module_name, strategy)
+            name = strategy.__name__ if module_name is None else module_name
             if name in self and not force_overwrite:
                 raise ValueError(
                     f'the name {name!r} is taken by the eviction strategy {_named(self[name])}: choose another name '
@@ -43,24 +47,28 @@ class EvictionRegistry(Registry):
         return add if module is None else add(module)
 
     def __setitem__(self, name: str, strategy: type[EvictionPolicy]) -> None:
-        _check(name, strategy)
+        _check_name(name)
+        _check_strategy(name, strategy)
         super().__setitem__(name, strategy)
 
 
-def _check(name: Any, strategy: Any) -> None:
+def _check_name(name: Any) -> None:
     if not isinstance(name, str) or not name:
         raise ValueError(
             f"the name of an eviction strategy is {name!r}: allowed is a string, as in "
             "@EVICTION_REGISTRY.register('my_strategy')"
         )
+
+
+def _check_strategy(name: Optional[str], strategy: Any) -> None:
+    what = 'an eviction strategy' if name is None else f'the eviction strategy {name!r}'
     if not isinstance(strategy, type) or not issubclass(strategy, EvictionPolicy):
         raise ValueError(
-            f'{strategy!r} cannot be the eviction strategy {name!r}: allowed is a subclass of '
-            'lzero_kvcache.EvictionPolicy'
+            f'{strategy!r} cannot be {what}: allowed is a subclass of lzero_kvcache.EvictionPolicy'
         )
     if inspect.isabstract(strategy):
         raise ValueError(
-            f"{_named(strategy)} cannot be the eviction strategy {name!r}, because it lacks "
+            f'{_named(strategy)} cannot be {what}, because it lacks '
             f"{' and '.join(sorted(strategy.__abstractmethods__))}: needed are "
             f"{', '.join(sorted(EvictionPolicy.__abstractmethods__))}"
         )

@@ -21,6 +21,8 @@ from .panels import arm_styles, dots_panel, swatch
 from .statistics import COMFORTABLE_SEEDS, MINIMUM_SEEDS, Difference, difference, summarize
 
 REPORT = 'report.html'
+# As many as stand beside each other on the widest page.
+TRIAL_COLUMNS = 8
 
 
 def write_report(folder: Path) -> Path:
@@ -73,6 +75,7 @@ def render(run: RunRecord) -> str:
         },
         differences=_differences(run, asked), asked=asked, lengths=sentences.unequal_lengths(run),
         key_paths=sorted(set().union(*run.differences.values())),
+        trial_tables=[shown[place:place + TRIAL_COLUMNS] for place in range(0, max(len(shown), 1), TRIAL_COLUMNS)],
         broken=[trial for trial in run.trials if trial.status != 'done'],
         command=_command(run) if run.config else None,
         minimum_seeds=MINIMUM_SEEDS, comfortable_seeds=COMFORTABLE_SEEDS,
