@@ -9,6 +9,7 @@ from easydict import EasyDict
 
 from ..checks import choices
 from ..config import KVCacheConfig
+from ..plugin.rounds import check_episodes, check_segments
 from .config_file import Experiment
 from .counts import check_counts
 from .environment import environment_class
@@ -54,8 +55,8 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any], key_pa
             to be merged into ``main_config``'s), ``create_config`` (a dict to be merged into it).
         - key_path (:obj:`str`): Where the overrides stand, for error messages; '' for key paths of their own.
     Raises:
-        - ValueError: On a key that neither the config nor the defaults of policy or environment have, and as
-            ``switch_cache_on`` and ``check_counts``.
+        - ValueError: On a key that neither the config nor the defaults of policy or environment have, on a round of
+            collecting that LightZero cannot run, and as ``switch_cache_on`` and ``check_counts``.
     """
     prefix = f'{key_path}.' if key_path else ''
     if not isinstance(overrides, Mapping):
@@ -75,6 +76,13 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any], key_pa
     if 'create_config' in overrides:
         _merge(experiment.create_config, overrides['create_config'], None, f'{prefix}create_config')
     check_counts(experiment, prefix)
+    _check_round(experiment, prefix)
+
+
+def _check_round(experiment: Experiment, prefix: str) -> None:
+    policy = {**_policy_defaults(experiment), **experiment.main_config.policy}
+    check = check_segments if experiment.entry == 'train_unizero_segment' else check_episodes
+    check(policy, experiment.main_config.env.get('collector_env_num', policy['collector_env_num']), prefix)
 
 
 def _policy_defaults(experiment: Experiment) -> Mapping[str, Any]:

@@ -14,6 +14,8 @@ from ..config import KEY_PATH, KVCacheConfig
 from ..ddp import mend_release
 from ..world_model import KVCacheWorldModel, KVCacheWorldModelMixin
 from .episode_steps import EpisodeSteps
+from .evaluator import mend_evaluator
+from .rounds import check_rounds_early
 from .scalar_transform import read_scalars_lean
 from .statistics import StatisticsReporter, step_listeners
 
@@ -29,6 +31,8 @@ class KVCachePolicyMixin:
     """
 
     def _create_model(self, cfg: EasyDict, model: Optional[torch.nn.Module] = None) -> torch.nn.Module:
+        mend_evaluator()
+        check_rounds_early()
         if cfg.multi_gpu:
             mend_release()
         model = super()._create_model(cfg, model)

@@ -17,6 +17,7 @@ from ..world_model.histories import RebuildStats, RootStats
 from .hooked_manager import HookedKVCacheManager
 from .hooks import has_manager_hook
 from .pools_config import LEFT_TO_LIGHTZERO, pools_config
+from .rounds import check_rounds_early
 from .statistics import StatisticsReporter, step_listeners
 
 logger = logging.getLogger('lzero_kvcache')
@@ -103,6 +104,7 @@ class KVCachePolicyMixin:
     """
 
     def _create_model(self, cfg: EasyDict, model: Optional[torch.nn.Module] = None) -> torch.nn.Module:
+        check_rounds_early()
         model = super()._create_model(cfg, model)
         # Collect and eval searches may be of lengths of their own.
         lengths = [cfg.get(name) for name in ('num_simulations', 'collect_num_simulations', 'eval_num_simulations')]
