@@ -50,6 +50,8 @@ def train(side: str, folder: Path, rank: int) -> dict[str, Any]:
     configs = small_configs('cartpole_unizero_config', **SIDES[side], **SEGMENTS)
     main_config = configs[0]
     main_config.exp_name = side
+    # More than there are environments, by LightZero's evaluator as the plugin mends it.
+    main_config.env.n_evaluator_episode = 2
     if rank:
         # It has no TensorBoard writer to be closed.
         del main_config.policy.learn.learner.hook['close_writer']

@@ -74,7 +74,7 @@ def test_the_numbers_have_the_stock_names(tmp_path, ended):
     assert by_the_release['evaluator_iter/reward_std'] == mended['evaluator_iter/reward_std']
 
 
-@pytest.mark.parametrize('manager', ['base', 'subprocess'])
+@pytest.mark.parametrize('manager', ['base', 'subprocess', 'async_subprocess'])
 def test_continuous_actions_evaluate_while_training(tmp_path, manager):
     main_config, create_config = evaluation_configs(3, 2, PENDULUM, {})
     create_config.env_manager.type = manager

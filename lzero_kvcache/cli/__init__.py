@@ -7,6 +7,7 @@ from ..untrusted import printable
 from .ab import ab
 from .bench import bench
 from .doctor import doctor
+from .eval import evaluate
 from .run import run
 from .sigterm import sigterm_as_interrupt
 from .simulate import simulate
@@ -52,5 +53,5 @@ def main() -> None:
     """UniZero's KV cache: managed, configurable, exact and fast."""
 
 
-for command in (run, ab, trace, simulate, doctor, bench):
+for command in (run, evaluate, ab, trace, simulate, doctor, bench):
     main.add_command(command)

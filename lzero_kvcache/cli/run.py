@@ -1,5 +1,6 @@
 import os
 import traceback
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -48,10 +49,31 @@ def run(
     zoo/atari/config/atari_unizero_config.py. Arguments that the file itself takes come after "--", e.g.
     "-- --env BreakoutNoFrameskip-v4".
     """
+    experiment = load(config, config_arguments, assignments, strategy, recur_pool_size, mode, seed, checkpoint, cpu)
+    if exp_name is None and not experiment.main_config.get('exp_name'):
+        raise click.ClickException(f'{config} has no main_config.exp_name: give the folder of the run by --exp-name')
+    experiment.max_env_step = max_env_step or experiment.max_env_step
+    _train(experiment, exp_name or Path(f'{experiment.main_config.exp_name}_{datetime.now():%y%m%d_%H%M%S}'))
+
+
+def load(
+        config: Path, config_arguments: Sequence[str], assignments: Sequence[str], strategy: Optional[str],
+        recur_pool_size: Optional[int], mode: Optional[str], seed: Optional[int], checkpoint: Optional[Path], cpu: bool
+) -> Any:
+    """
+    Overview:
+        Load a config file as the options say, and look whether it can run here.
+    Arguments:
+        - config, ... (:obj:`Any`): As the options of ``run``.
+    Returns:
+        - experiment (:obj:`Experiment`): With the seed, and the checkpoint as its ``model_path``.
+    Raises:
+        - click.ClickException: If it cannot run.
+    """
     processes = os.environ.get('WORLD_SIZE', '1')
     if processes != '1':
         raise click.ClickException(
-            f'torchrun has started {processes} processes, but this command trains in one: let torchrun start the '
+            f'torchrun has started {processes} processes, but this command runs in one: let torchrun start the '
             'config file itself, as docs/reliability.md says under "Many processes"'
         )
     if cpu:
@@ -71,17 +93,14 @@ def run(
                 experiment.model_path = experiment.model_path if checkpoint is None else str(checkpoint)
                 if experiment.model_path is not None:
                     check_checkpoint(experiment.model_path)
-                if exp_name is None and not experiment.main_config.get('exp_name'):
-                    raise ValueError(f'{config} has no main_config.exp_name: give the folder of the run by --exp-name')
             except ValueError as error:
                 refusal = error
     if refusal is not None:
         raise click.ClickException(str(refusal))
     experiment.seed = experiment.seed if seed is None else seed
-    experiment.max_env_step = max_env_step or experiment.max_env_step
     for note in map(printable, experiment.notes):
         click.echo(note)
-    _train(experiment, exp_name or Path(f'{experiment.main_config.exp_name}_{datetime.now():%y%m%d_%H%M%S}'))
+    return experiment
 
 
 def _train(experiment: Any, folder: Path) -> None:

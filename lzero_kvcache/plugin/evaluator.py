@@ -9,6 +9,7 @@ from typing import Any, Callable, Optional
 import numpy as np
 import torch
 import wandb
+from ding.envs import BaseEnvManager
 from ding.torch_utils import to_item, to_ndarray
 from ding.utils import broadcast_object_list, get_rank, get_world_size, lists_to_dicts
 from lzero.mcts.utils import prepare_observation
@@ -92,7 +93,7 @@ def _play(evaluator: MuZeroEvaluator, remaining: list[int]) -> tuple[list[dict],
     beginning = {env_id for env_id, share in enumerate(remaining) if share}
     steps = 0
     while running or beginning:
-        for env_id, observation in _observations(manager, beginning).items():
+        for env_id, observation in first_observations(manager, beginning).items():
             frames = [observation['observation']] * evaluator.policy_config.model.frame_stack_num
             running[env_id] = _Episode(deque(frames, maxlen=len(frames)), observation)
             remaining[env_id] -= 1
@@ -117,8 +118,16 @@ def _play(evaluator: MuZeroEvaluator, remaining: list[int]) -> tuple[list[dict],
     return [info for of_environment in infos for info in of_environment], steps
 
 
-def _observations(manager: Any, env_ids: Collection[int]) -> dict[int, dict]:
-    """The first observations of episodes. Environments that run in processes of their own take a while to begin."""
+def first_observations(manager: BaseEnvManager, env_ids: Collection[int]) -> dict[int, dict]:
+    """
+    Overview:
+        Wait for episodes to begin, which takes a while where environments run in processes of their own.
+    Arguments:
+        - manager (:obj:`BaseEnvManager`): DI-engine's manager of the environments.
+        - env_ids (:obj:`Collection[int]`): Whose episodes begin.
+    Returns:
+        - observations (:obj:`Dict[int, dict]`): The first observation of each.
+    """
     while True:
         ready = manager.ready_obs
         if all(env_id in ready for env_id in env_ids):
@@ -127,8 +136,8 @@ def _observations(manager: Any, env_ids: Collection[int]) -> dict[int, dict]:
 
 
 def _actions(evaluator: MuZeroEvaluator, running: dict[int, _Episode]) -> dict[int, Any]:
-    config = evaluator.policy_config
-    env_ids = sorted(running)
+    config, ready = evaluator.policy_config, evaluator._env.ready_obs
+    env_ids = [env_id for env_id in sorted(running) if env_id in ready]
     stacked = np.asarray([[to_ndarray(frame) for frame in running[env_id].frames] for env_id in env_ids])
     batch = torch.from_numpy(prepare_observation(stacked, config.model.model_type)).to(config.device).float()
     observations = [running[env_id].observation for env_id in env_ids]
