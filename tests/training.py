@@ -144,11 +144,12 @@ def call_entry(
 
 def train(
         config: str, folder: Path, kv_cache: Optional[Mapping[str, Any]] = None, *, entry: Callable = train_unizero,
-        stock: bool = False, model_path: Optional[str] = None, max_env_step: int = MAX_ENV_STEP, **policy: Any
+        stock: bool = False, model_path: Optional[str] = None, max_env_step: int = MAX_ENV_STEP, seed: int = 0,
+        **policy: Any
 ) -> Run:
     """Train by a stock entry on a cut-down config; ``policy`` are changes to the config's policy."""
     configs = small_configs(config, kv_cache, stock, **policy)
-    trained = call_entry(entry, folder, configs, stock, model_path=model_path, max_env_step=max_env_step)
+    trained = call_entry(entry, folder, configs, stock, seed, model_path=model_path, max_env_step=max_env_step)
     return Run(trained, folder / 'run')
 
 
