@@ -26,15 +26,16 @@ class EvaluationDisplay:
 
     def __init__(self, screen: Console, episodes: int) -> None:
         self.ended: list[Episode] = []
+        self.searches = 0
         self._screen = screen
         self._episodes = episodes
         self._inference: Any = None
-        self._searches = 0
         self._progress = Progress(
-            TextColumn('evaluation'), BarColumn(), MofNCompleteColumn(), TextColumn('episodes, {task.fields[searches]}'),
-            TimeElapsedColumn(), console=screen, redirect_stdout=False, redirect_stderr=False
+            TextColumn('evaluation'), BarColumn(), MofNCompleteColumn(), TextColumn('episodes'),
+            TextColumn('{task.fields[activity]}'), TimeElapsedColumn(), console=screen, redirect_stdout=False,
+            redirect_stderr=False
         )
-        self._task = self._progress.add_task('', total=episodes, searches='loading')
+        self._task = self._progress.add_task('', total=episodes, activity='loading')
 
     @contextmanager
     def live(self) -> Iterator[None]:
@@ -71,11 +72,11 @@ class EvaluationDisplay:
             table.add_row(str(episode.seed), f'{episode.episode_return:.6g}')
         self._screen.print(table)
         numbers = summary(self.ended)
-        spread = '' if numbers['std'] is None else f", standard deviation {numbers['std']:.6g}"
-        self._screen.print(
-            f"Mean return of {len(self.ended)}: {numbers['mean']:.6g}{spread}, from {numbers['min']:.6g} to "
-            f"{numbers['max']:.6g}"
-        )
+        if numbers['std'] is not None:
+            self._screen.print(
+                f"Mean return of {len(self.ended)}: {numbers['mean']:.6g}, standard deviation {numbers['std']:.6g}, "
+                f"from {numbers['min']:.6g} to {numbers['max']:.6g}"
+            )
         if self._inference is not None:
             self._screen.print(statistics_table(self._inference.manager))
             self._screen.print(contexts_summary(self._inference.root_stats, self._inference.rebuild_stats))
@@ -97,8 +98,8 @@ class EvaluationDisplay:
 
     def _on_search(self, phase: str, env_num: int, inference: Any) -> None:
         self._inference = inference or self._inference
-        self._searches += 1
-        self._progress.update(self._task, searches=f'search {self._searches}')
+        self.searches += 1
+        self._progress.update(self._task, activity=f'search {self.searches}')
         # A bar is drawn on a terminal only; elsewhere lines show that the evaluation is alive.
-        if not self._screen.is_terminal and self._searches % SEARCHES_BETWEEN_LINES == 0:
-            self._screen.print(f'{len(self.ended)} of {self._episodes} episodes, search {self._searches}')
+        if not self._screen.is_terminal and self.searches % SEARCHES_BETWEEN_LINES == 0:
+            self._screen.print(f'{len(self.ended)} of {self._episodes} episodes, search {self.searches}')

@@ -1,4 +1,5 @@
 import json
+import traceback
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -6,8 +7,7 @@ from typing import Any, Optional
 
 import click
 
-from ..untrusted import printable
-from .run import INTERRUPTED, load, run
+from .run import INTERRUPTED, RunFailed, load, run
 
 # Of the options of 'run'.
 SHARED = ('config', 'config_arguments', 'strategy', 'recur_pool_size', 'mode', 'assignments', 'seed', 'cpu')
@@ -44,30 +44,32 @@ def evaluate_checkpoint(
     experiment = load(checkpoint=checkpoint, **options)
     if episodes is None:
         episodes = experiment.main_config.env.get('n_evaluator_episode', 1)
-    from ..output import output_to
     from ..evaluation_display import EvaluationDisplay
+    from ..experiment.evaluation import evaluate
+    from ..output import output_to
 
     refusal, interrupted = None, False
-    with TemporaryDirectory() as folder, output_to(Path(folder) / 'evaluation.log') as screen:
-        from ..experiment.evaluation import evaluate
-        from ..experiment.replay import check_replay
-
-        display = EvaluationDisplay(screen, episodes)
-        try:
-            if replay is not None:
-                check_replay(experiment, replay, episodes)
-            with display.live():
-                for of_round in evaluate(experiment, checkpoint, episodes, replay):
-                    display.add(of_round)
-        except ValueError as error:
-            refusal = error
-        except KeyboardInterrupt:
-            interrupted = True
-            screen.print(f'Interrupted after {len(display.ended)} of {episodes} episodes.')
-        if display.ended:
-            display.show_results()
+    try:
+        with TemporaryDirectory() as folder, output_to(Path(folder) / 'evaluation.log') as screen:
+            display = EvaluationDisplay(screen, episodes)
+            try:
+                with display.live():
+                    for of_round in evaluate(experiment, checkpoint, episodes, replay):
+                        display.add(of_round)
+            except KeyboardInterrupt:
+                interrupted = True
+                screen.print(f'Interrupted after {len(display.ended)} of {episodes} episodes.')
+            except Exception as error:
+                if display.searches or not isinstance(error, ValueError):
+                    traceback.print_exc()
+                    raise
+                refusal = error
+            if display.ended:
+                display.show_results()
+    except Exception as error:
+        raise RunFailed(f'the evaluation has failed: {type(error).__name__}: {error}') from error
     if refusal is not None:
-        raise click.ClickException(printable(str(refusal)))
+        raise click.ClickException(str(refusal))
     if json_file is not None and display.ended:
         _write(json_file, dict(
             config=str(options['config']), checkpoint=str(checkpoint), **display.results(),

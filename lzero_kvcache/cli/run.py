@@ -16,7 +16,7 @@ INTERRUPTED = 130
 class RunFailed(click.ClickException):
     """
     Overview:
-        A run that had begun has failed.
+        A run, or an evaluation, that had begun has failed.
     """
 
 

@@ -21,7 +21,7 @@ from lzero.worker import MuZeroEvaluator
 
 from ..plugin.evaluator import first_observations
 from .config_file import Experiment
-from .replay import RecordedEnvironment, replay_file
+from .replay import RecordedEnvironment, check_replay, replay_file
 
 
 @dataclass
@@ -54,12 +54,15 @@ def evaluate(
     Returns:
         - rounds (:obj:`Iterator[List[Episode]]`): The episodes of each round, when it has ended.
     Raises:
-        - ValueError: If the checkpoint is one of another model.
+        - ValueError: If the checkpoint is one of another model, and as ``check_replay``.
     """
     seeds = range(experiment.seed, experiment.seed + episodes)
     with TemporaryDirectory() as folder:
         config = _compiled(experiment, Path(folder))
         env_num = min(episodes, config.policy.evaluator_env_num)
+        if replay_folder is not None:
+            environment, env_configs = _environments(config, 1)
+            check_replay(environment, env_configs[0], replay_folder, seeds)
         set_pkg_seed(experiment.seed, use_cuda=torch.cuda.is_available())
         policy = _policy(config, checkpoint)
         evaluator: Optional[MuZeroEvaluator] = None
@@ -121,10 +124,16 @@ def _policy(config: EasyDict, checkpoint: Path) -> Any:
     return policy
 
 
-def _evaluator(config: EasyDict, policy: Any, env_num: int, replay_folder: Optional[Path]) -> MuZeroEvaluator:
+def _environments(config: EasyDict, env_num: int) -> tuple[Any, list[EasyDict]]:
+    """The class of the evaluation environments, and the config of each."""
     env_config = deepcopy(config.env)
     env_config.evaluator_env_num = env_num
     environment, _, env_configs = get_vec_env_setting(env_config)
+    return environment, env_configs
+
+
+def _evaluator(config: EasyDict, policy: Any, env_num: int, replay_folder: Optional[Path]) -> MuZeroEvaluator:
+    environment, env_configs = _environments(config, env_num)
     make = environment if replay_folder is None else partial(RecordedEnvironment, environment, replay_folder)
     return MuZeroEvaluator(
         n_evaluator_episode=env_num,

@@ -1,16 +1,12 @@
 """Episodes as GIFs, of any environment whose gym environment can draw itself."""
-from copy import deepcopy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Callable
 
 import imageio.v3 as imageio
 import numpy as np
-from ding.utils import deep_merge_dicts
 from gym.error import Error as GymError
 from gymnasium.error import Error as GymnasiumError
-
-from .config_file import Experiment
-from .environment import environment_class
 
 MILLISECONDS_PER_STEP = 50
 
@@ -105,29 +101,26 @@ def image_of(environment: Any) -> np.ndarray:
     return image
 
 
-def check_replay(experiment: Experiment, folder: Path, episodes: int) -> None:
+def check_replay(environment: Callable, cfg: dict, folder: Path, seeds: Sequence[int]) -> None:
     """
     Overview:
-        Begin an episode and draw it, and look whether its GIF would have a place.
+        Look whether the GIFs would have a place, begin an episode and draw it.
     Arguments:
-        - experiment (:obj:`Experiment`): The experiment.
+        - environment (:obj:`Callable`): Its class.
+        - cfg (:obj:`dict`): Its config.
         - folder (:obj:`Path`): Where the GIFs shall go.
-        - episodes (:obj:`int`): How many, with seeds from the experiment's on.
+        - seeds (:obj:`Sequence[int]`): Those of the episodes.
     Raises:
-        - ValueError: If the environment cannot be drawn on this machine, or a GIF is there already.
+        - ValueError: If a GIF is there already, or the environment cannot be drawn on this machine.
     """
-    for seed in range(experiment.seed, experiment.seed + episodes):
-        if replay_file(folder, seed).exists():
-            raise ValueError(f'{replay_file(folder, seed)} is there already: choose another folder, or another seed')
-    environment = environment_class(experiment)
-    config = deep_merge_dicts(environment.default_config(), deepcopy(experiment.main_config.env))
-    episode = environment(environment.create_evaluator_env_cfg(config)[0])
+    for path in (replay_file(folder, seed) for seed in seeds):
+        if path.exists():
+            raise ValueError(f'{path} is there already: choose another folder, or another seed')
+    episode = environment(cfg=cfg)
     episode.reset()
     try:
         image_of(episode)
     except ValueError as error:
-        raise ValueError(
-            f'the environment {experiment.create_config.env.type!r} cannot be kept as a GIF: {error}'
-        ) from error
+        raise ValueError(f'the environment {environment.__name__} cannot be kept as a GIF: {error}') from error
     finally:
         episode.close()
