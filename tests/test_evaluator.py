@@ -111,8 +111,12 @@ def test_rounds_that_the_collectors_cannot_run_are_refused_before_the_first_sear
     finally:
         step_listeners.pop()
     assert searches == []
-    with pytest.raises(ValueError, match=message):
-        apply_options(Experiment(*configs, entry=entry.__name__))
+
+
+def test_a_run_with_fewer_episodes_than_environments_is_refused_before_it_begins():
+    experiment = Experiment(*small_configs(CARTPOLE, {}), entry='train_unizero')
+    with pytest.raises(ValueError, match='^policy.n_episode is 1, but env.collector_env_num is 2'):
+        apply_options(experiment, ['policy.n_episode=1'])
 
 
 def test_more_episodes_than_environments_are_collected(tmp_path):

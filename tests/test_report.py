@@ -437,7 +437,8 @@ def html(tmp_path_factory):
 def test_the_report_of_a_finished_run(html):
     page = Page(html)
     for words in ('Two strategies', 'In short', '80.00 %', 'lzero-kvcache ab configs/ab.py',
-                  'a processor', '25 November 2026, 09:45 UTC', 'What the numbers mean', '3 of 3'):
+                  'a processor', '25 November 2026, 09:45 UTC', 'What the numbers mean', '3 of 3',
+                  'A seed fixes the initial weights', 'draws among equal scores by the clock'):
         assert words in page.text
     assert 'policy.model.world_model_cfg.kv_cache.strategy' in ''.join(page.texts)
     assert 'not done' not in page.text

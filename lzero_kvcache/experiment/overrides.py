@@ -9,7 +9,7 @@ from easydict import EasyDict
 
 from ..checks import choices
 from ..config import KVCacheConfig
-from ..plugin.rounds import check_episodes, check_segments
+from ..plugin.rounds import check_episodes
 from .config_file import Experiment
 from .counts import check_counts
 from .environment import environment_class
@@ -80,9 +80,10 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any], key_pa
 
 
 def _check_round(experiment: Experiment, prefix: str) -> None:
+    if experiment.entry != 'train_unizero':
+        return
     policy = {**_policy_defaults(experiment), **experiment.main_config.policy}
-    check = check_segments if experiment.entry == 'train_unizero_segment' else check_episodes
-    check(policy, experiment.main_config.env.get('collector_env_num', policy['collector_env_num']), prefix)
+    check_episodes(policy, experiment.main_config.env.get('collector_env_num', policy['collector_env_num']), prefix)
 
 
 def _policy_defaults(experiment: Experiment) -> Mapping[str, Any]:

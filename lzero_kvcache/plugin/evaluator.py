@@ -29,7 +29,9 @@ def mend_evaluator() -> None:
         number from each: unless each environment runs exactly one episode, it ends in an ``IndexError`` as soon as
         their lengths differ. Numbers that it can do are left to it.
     """
-    MuZeroEvaluator.eval = _eval
+    if MuZeroEvaluator.eval is not _eval:
+        MuZeroEvaluator.eval = _eval
+        logger.info("LightZero's evaluator is mended: env.n_evaluator_episode may differ from env.evaluator_env_num")
 
 
 _stock_eval = MuZeroEvaluator.eval
@@ -83,9 +85,6 @@ def shares(n_episode: int, env_num: int) -> list[int]:
 def _play(evaluator: MuZeroEvaluator, remaining: list[int]) -> tuple[list[dict], int]:
     """Run the episodes. Returns what each environment says at the end of each, by environments, and all steps."""
     manager, policy = evaluator._env, evaluator._policy
-    logger.info(
-        f'{sum(remaining)} episodes of evaluation by {manager.env_num} environments, so many by each: {remaining}'
-    )
     manager.reset()
     policy.reset()
     infos: list[list[dict]] = [[] for _ in remaining]
@@ -108,10 +107,9 @@ def _play(evaluator: MuZeroEvaluator, remaining: list[int]) -> tuple[list[dict],
             episode.observation = timestep.obs
             if timestep.done:
                 policy.reset([env_id])
-                infos[env_id].append({
-                    'eval_episode_return': to_item(to_ndarray(timestep.info['eval_episode_return'])),
-                    **timestep.info.get('episode_info', {}),
-                })
+                episode_return = to_item(to_ndarray(timestep.info['eval_episode_return']))
+                infos[env_id].append({'eval_episode_return': episode_return, **timestep.info.get('episode_info', {})})
+                evaluator._logger.info(f'An episode of environment {env_id} has ended with return {episode_return}')
                 del running[env_id]
                 if remaining[env_id]:
                     beginning.add(env_id)
