@@ -62,7 +62,7 @@ def ab(
         redo: bool, out: Optional[Path]
 ) -> None:
     """
-    Compare the arms of an A/B config, each with the same seeds: the same initial weights, but searches of its own.
+    Compare the arms of an A/B config, each with the same seeds. A seed fixes the initial weights, but not the searches.
 
     CONFIG is a config file with 'arms' and 'seeds', such as configs/ab_cartpole_strategies.py. Each arm and seed is a
     trial, a training run in a process and a folder of its own; several GPUs (those of CUDA_VISIBLE_DEVICES, if it is

@@ -7,7 +7,7 @@ from typing import Any, Optional
 
 import click
 
-from .run import INTERRUPTED, RunFailed, load, run
+from .run import INTERRUPTED, RunFailed, prepare, run
 
 # Of the options of 'run'.
 SHARED = ('config', 'config_arguments', 'strategy', 'recur_pool_size', 'mode', 'assignments', 'seed', 'cpu')
@@ -41,7 +41,7 @@ def evaluate_checkpoint(
     """
     if json_file is not None and json_file.exists():
         raise click.ClickException(f'{json_file} is there already: choose another file')
-    experiment = load(checkpoint=checkpoint, **options)
+    experiment = prepare(checkpoint=checkpoint, **options)
     if episodes is None:
         episodes = experiment.main_config.env.get('n_evaluator_episode', 1)
     from ..evaluation_display import EvaluationDisplay

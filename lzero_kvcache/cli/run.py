@@ -49,14 +49,14 @@ def run(
     zoo/atari/config/atari_unizero_config.py. Arguments that the file itself takes come after "--", e.g.
     "-- --env BreakoutNoFrameskip-v4".
     """
-    experiment = load(config, config_arguments, assignments, strategy, recur_pool_size, mode, seed, checkpoint, cpu)
+    experiment = prepare(config, config_arguments, assignments, strategy, recur_pool_size, mode, seed, checkpoint, cpu)
     if exp_name is None and not experiment.main_config.get('exp_name'):
         raise click.ClickException(f'{config} has no main_config.exp_name: give the folder of the run by --exp-name')
     experiment.max_env_step = max_env_step or experiment.max_env_step
     _train(experiment, exp_name or Path(f'{experiment.main_config.exp_name}_{datetime.now():%y%m%d_%H%M%S}'))
 
 
-def load(
+def prepare(
         config: Path, config_arguments: Sequence[str], assignments: Sequence[str], strategy: Optional[str],
         recur_pool_size: Optional[int], mode: Optional[str], seed: Optional[int], checkpoint: Optional[Path], cpu: bool
 ) -> Any:
