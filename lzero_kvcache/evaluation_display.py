@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from .experiment.evaluation import Episode, summary
 from .plugin.statistics import step_listeners
 from .tables import contexts_summary, statistics_table
+from .wide_table import WideTable
 
 SEARCHES_BETWEEN_LINES = 100
 
@@ -31,7 +31,7 @@ class EvaluationDisplay:
         self._episodes = episodes
         self._inference: Any = None
         self._progress = Progress(
-            TextColumn('evaluation'), BarColumn(), MofNCompleteColumn(), TextColumn('episodes'),
+            TextColumn('evaluation'), BarColumn(20), MofNCompleteColumn(), TextColumn('episodes'),
             TextColumn('{task.fields[activity]}'), TimeElapsedColumn(), console=screen, redirect_stdout=False,
             redirect_stderr=False
         )
@@ -65,9 +65,7 @@ class EvaluationDisplay:
         Overview:
             Show the return of each episode, what they come to, and the cache's statistics.
         """
-        table = Table(title='Returns', box=None, padding=(0, 2, 0, 0), header_style='bold')
-        for column in ('seed', 'return'):
-            table.add_column(column, justify='right')
+        table = WideTable('Returns', ['seed'], ['return'])
         for episode in self.ended:
             table.add_row(str(episode.seed), f'{episode.episode_return:.6g}')
         self._screen.print(table)
