@@ -14,13 +14,18 @@ TOLERANCE = 1e-4
 class Episodes:
     """Plays environments on a model of mode 'managed' and compares all that it predicts, past the window, too."""
 
-    def __init__(self, model: torch.nn.Module, phase: str = 'collect', seed: int = 0) -> None:
+    def __init__(
+            self, model: torch.nn.Module, phase: str = 'collect', seed: int = 0, first_timestep: int = 0,
+            has_timesteps: bool = True
+    ) -> None:
         self.model = model
         self.compared = 0
         self.largest_difference = 0.0
         self.longest_context = 0
         self.resets = 0
         self._phase = phase
+        self._first_timestep = first_timestep
+        self._has_timesteps = has_timesteps
         self._world_model = model.world_model
         self._inference = model.world_model.kv_cache_inference
         self._config = self._inference.config
@@ -64,14 +69,14 @@ class Episodes:
         for env_id in env_ids:
             self._prepare_context(env_id)
             episode = self._episodes.setdefault(env_id, [])
-            timesteps.append(np.array(len(episode)))
+            timesteps.append(np.array(self._first_timestep + len(episode)))
             last.append(episode[-1][0] if episode else first)
             actions.append(self._next_actions[env_id] if episode else -1)
         with self._world_model.kv_cache_roots(self._phase, env_ids):
-            root = self.model.initial_inference(torch.stack(last), actions, current, timesteps)
+            root = self.model.initial_inference(torch.stack(last), actions, current, self._given(timesteps))
         for row, env_id in enumerate(env_ids):
             context, timestep = self._contexts[env_id], int(timesteps[row])
-            if timestep:
+            if self._episodes[env_id]:
                 context.add_action(actions[row], 2 * timestep - 1)
             context.add_observation(current[row], timestep)
             expected = context.policy_and_value()
@@ -83,6 +88,10 @@ class Episodes:
         if num_simulations:
             self._search(env_ids, root, timesteps, num_simulations)
         return root
+
+    def _given(self, timesteps: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """As LightZero's collectors hand them down."""
+        return list(timesteps) if self._has_timesteps else [np.array(-1)] * len(timesteps)
 
     def _prepare_context(self, env_id: int) -> None:
         episode = self._episodes.get(env_id)
@@ -143,7 +152,9 @@ class Episodes:
                 children.append((context, depth + 1))
             nodes.append(children)
 
-        watched: WatchedModel = search(self.model, root, timesteps, num_simulations, compare, foresee)
+        watched: WatchedModel = search(
+            self.model, root, self._given(timesteps), num_simulations, compare, foresee
+        )
         assert len(watched.expansions) == num_simulations
 
     def _is_lost(self, node: Any) -> bool:

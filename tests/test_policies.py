@@ -1,4 +1,6 @@
 """The policies: registered under the stock names, real environment ids, one history per environment and phase."""
+from copy import deepcopy
+
 import numpy as np
 import pytest
 import torch
@@ -36,26 +38,63 @@ def build_policy(name='unizero', model=None, **options):
     return policy
 
 
+def fail(*arguments):
+    raise RuntimeError('no luck')
+
+
 class Environments:
     """Feeds a policy observations and compares its root predictions with the oracle."""
 
-    def __init__(self, policy, phase, seed=0):
+    def __init__(self, policy, phase, seed=0, timesteps='counted', reuses_buffers=False):
         self._policy = policy
+        self._timesteps = timesteps
+        self._buffer = None
+        self._reuses_buffers = reuses_buffers
         self._mode = getattr(policy, f'{phase}_mode')
         self._world_model = policy._model.world_model
         self._generator = torch.Generator().manual_seed(seed)
         self._contexts = {}
         self._last = {}
+        self._first_timesteps = {}
         self.context_lengths = []
 
     def step(self, env_ids):
-        data = observations(self._policy._model, len(env_ids), self._generator)
-        timesteps = [np.array(self._last[env_id][1] + 1 if env_id in self._last else 0) for env_id in env_ids]
+        self._search(env_ids, self._observations(len(env_ids)))
+
+    def step_again(self, env_ids):
+        """A step whose search breaks off, and is taken again."""
+        data = self._observations(len(env_ids))
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(RuntimeError, match='no luck'):
+            patch.setattr(self._policy._mcts_collect, 'search', fail)
+            self._search(env_ids, data)
+        self._search(env_ids, data)
+
+    def begin_anew(self, env_id, timestep):
+        """An environment begins an episode at a timestep, and nobody tells the policy."""
+        del self._contexts[env_id], self._last[env_id]
+        self._first_timesteps[env_id] = timestep
+
+    def _observations(self, rows):
+        data = observations(self._policy._model, rows, self._generator)
+        if not self._reuses_buffers:
+            return data
+        self._buffer = data if self._buffer is None else self._buffer.copy_(data)
+        return self._buffer
+
+    def _search(self, env_ids, data):
+        timesteps = [
+            np.array(self._last[env_id][1] + 1 if env_id in self._last else self._first_timesteps.get(env_id, 0))
+            for env_id in env_ids
+        ]
+        given = {
+            'counted': dict(timestep=timesteps), 'none': dict(timestep=[np.array(-1)] * len(env_ids)), 'left out': {},
+            'standing still': dict(timestep=[np.array(5)] * len(env_ids)),
+        }[self._timesteps]
         masks = [np.ones(self._world_model.action_space_size)] * len(env_ids)
         arguments = (data, masks, 1., [-1] * len(env_ids), 0.) if 'collect' in str(self._mode.forward) else (
             data, masks, [-1] * len(env_ids)
         )
-        output = self._mode.forward(*arguments, ready_env_id=env_ids, timestep=timesteps)
+        output = self._mode.forward(*arguments, ready_env_id=env_ids, **given)
         assert list(output) == list(env_ids)
         for row, env_id in enumerate(env_ids):
             context = self._contexts.setdefault(env_id, Oracle(self._world_model))
@@ -66,7 +105,9 @@ class Environments:
             expected = context.policy_and_value()['policy'][0]
             predicted = torch.tensor(output[env_id]['predicted_policy_logits'])
             torch.testing.assert_close(predicted, expected, atol=1e-4, rtol=0)
-            self._last[env_id] = (output[env_id]['action'], int(timesteps[row]))
+            self._last[env_id] = (deepcopy(output[env_id]['action']), int(timesteps[row]))
+            if self._reuses_buffers and isinstance(output[env_id]['action'], np.ndarray):
+                output[env_id]['action'].fill(0)
             self.context_lengths.append(len(context.tokens))
             self._mode.reset(env_id=env_id, current_steps=self._last[env_id][1] + 1, reset_init_data=False)
 
@@ -103,6 +144,19 @@ def test_histories_belong_to_environments(name, rotary):
     evaluation.step([0, 1, 2])
     assert max(collect.context_lengths) == 5
     assert max(evaluation.context_lengths) == 7
+
+
+@pytest.mark.parametrize('phase', ['collect', 'eval'])
+@pytest.mark.parametrize('name', NAMES)
+def test_a_loop_may_reuse_its_buffers(name, phase):
+    policy = build_policy(name, context_length=20, kv_cache=kv_cache())
+    environments = Environments(policy, phase, reuses_buffers=True)
+    for _ in range(4):
+        environments.step([0, 1, 2])
+    policy._model.world_model.clear_caches()
+    environments.step([0, 1, 2])
+    assert environments.context_lengths[-1] == 9
+    assert policy._model.world_model.kv_cache_inference.root_stats.cold_starts == 0
 
 
 def test_a_full_reset_forgets_its_own_phase_only():

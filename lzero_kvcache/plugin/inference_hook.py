@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Callable, Optional, Union
 
+import numpy as np
 import torch
 from easydict import EasyDict
 from lzero.model.unizero_world_models.world_model import WorldModel
@@ -13,10 +14,11 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 from ..config import KEY_PATH, KVCacheConfig
 from ..ddp import mend_release
 from ..world_model import KVCacheWorldModel, KVCacheWorldModelMixin
-from .episode_steps import EpisodeSteps
+from ..world_model.positions import host_timesteps
 from .evaluator import mend_evaluator
 from .rounds import check_rounds_early
 from .scalar_transform import read_scalars_lean
+from .segment_timesteps import mend_segment_collector
 from .statistics import StatisticsReporter, step_listeners
 
 adopt = KVCacheWorldModel.adopt
@@ -25,8 +27,8 @@ adopt = KVCacheWorldModel.adopt
 class KVCachePolicyMixin:
     """
     Overview:
-        Over a UniZero policy: hands real environment ids down to the world model, keeps each environment's last
-        observation and action for collect and for eval, and reports the cache's statistics. Without a managed cache the
+        Over a UniZero policy: hands real environment ids down to the world model, lets each environment's episode go on
+        from its own history, for collect and for eval, and reports the cache's statistics. Without a managed cache the
         stock policy runs as it is.
     """
 
@@ -39,12 +41,12 @@ class KVCachePolicyMixin:
         self._kv_cache_world_model = _managed_world_model(model.world_model, cfg)
         self._kv_cache_statistics = None
         if self._kv_cache_world_model is not None:
+            mend_segment_collector()
             self._kv_cache_statistics = StatisticsReporter(
                 self._kv_cache_world_model.kv_cache_inference,
                 self._kv_cache_world_model.kv_cache_manager.config.log_interval,
                 cfg.use_wandb,
             )
-            self._kv_cache_steps = {'collect': EpisodeSteps(), 'eval': EpisodeSteps()}
             self._kv_cache_is_searching = False
         return model
 
@@ -74,13 +76,16 @@ class KVCachePolicyMixin:
             to_play: Sequence = (-1, ),
             epsilon: float = 0.25,
             ready_env_id: Any = None,
-            timestep: Sequence = (0, ),
+            timestep: Optional[Sequence] = None,
     ) -> dict:
         """
         Overview:
-            As the stock policy's. ``ready_env_id`` may be any collection of ids, in the order of the rows.
+            As the stock policy's. ``ready_env_id`` may be any collection of ids, in the order of the rows. Timesteps
+            that are left out, negative or stand still are counted from the environments' own episodes; one that does
+            not follow begins a new episode.
         """
         forward = super()._forward_collect
+        timestep = self._follow_timesteps('collect', data, ready_env_id, timestep)
 
         def search(env_ids: Sequence[int]) -> dict:
             return forward(data, action_mask, temperature, to_play, epsilon, ready_env_id=env_ids, timestep=timestep)
@@ -93,23 +98,40 @@ class KVCachePolicyMixin:
             action_mask: Optional[list] = None,
             to_play: Sequence = (-1, ),
             ready_env_id: Any = None,
-            timestep: Sequence = (0, ),
+            timestep: Optional[Sequence] = None,
     ) -> dict:
         """
         Overview:
-            As the stock policy's. ``ready_env_id`` may be any collection of ids, in the order of the rows.
+            As the stock policy's. ``ready_env_id`` may be any collection of ids, in the order of the rows. Timesteps
+            that are left out, negative or stand still are counted from the environments' own episodes; one that does
+            not follow begins a new episode.
         """
         forward = super()._forward_eval
+        timestep = self._follow_timesteps('eval', data, ready_env_id, timestep)
 
         def search(env_ids: Sequence[int]) -> dict:
             return forward(data, action_mask, to_play, ready_env_id=env_ids, timestep=timestep)
 
         return self._search_in_phase('eval', search, data, ready_env_id)
 
+    def _follow_timesteps(
+            self, phase: str, data: torch.Tensor, ready_env_id: Any, timestep: Optional[Sequence]
+    ) -> Sequence:
+        """End the episodes that environments have left. Returns the timesteps to hand down."""
+        if self._kv_cache_world_model is None:
+            return (0, ) if timestep is None else timestep
+        if timestep is None:
+            timestep = [np.array(-1)] * len(data)
+        inference = self._kv_cache_world_model.kv_cache_inference
+        inference.forget(phase, inference.histories.left(
+            phase, _environment_ids(data, ready_env_id), host_timesteps(timestep, len(data))
+        ))
+        return timestep
+
     def _search_in_phase(
             self, phase: str, search: Callable[[Sequence[int]], dict], data: torch.Tensor, ready_env_id: Any
     ) -> dict:
-        env_ids = list(range(len(data))) if ready_env_id is None else [int(env_id) for env_id in ready_env_id]
+        env_ids = _environment_ids(data, ready_env_id)
         inference = None
         if self._kv_cache_world_model is None:
             output = search(env_ids)
@@ -123,15 +145,15 @@ class KVCachePolicyMixin:
     def _search_managed(
             self, phase: str, search: Callable[[Sequence[int]], dict], data: torch.Tensor, env_ids: Sequence[int]
     ) -> dict:
-        steps = self._kv_cache_steps[phase]
-        self.last_batch_obs, self.last_batch_action = steps.batch(env_ids, data)
+        histories = self._kv_cache_world_model.kv_cache_inference.histories
+        self.last_batch_obs, self.last_batch_action = histories.last_steps(phase, env_ids, data)
         self._kv_cache_is_searching = True
         try:
             with self._kv_cache_world_model.kv_cache_roots(phase, env_ids):
                 output = search(env_ids)
         finally:
             self._kv_cache_is_searching = False
-        steps.update(env_ids, data, [output[env_id]['action'] for env_id in env_ids])
+        histories.take(phase, env_ids, [output[env_id]['action'] for env_id in env_ids])
         self._kv_cache_statistics.count_search(phase, len(env_ids))
         return output
 
@@ -177,13 +199,17 @@ class KVCachePolicyMixin:
             ended = env_id
             if env_id is not None:
                 ended = [env_id] if isinstance(env_id, Integral) else [int(each) for each in env_id]
-            self._kv_cache_steps[phase].forget(ended)
-            self._kv_cache_world_model.kv_cache_inference.forget(phase, ended)
-            if phase == 'eval' and len(self._kv_cache_steps[phase]) == 0:
+            inference = self._kv_cache_world_model.kv_cache_inference
+            inference.forget(phase, ended)
+            if phase == 'eval' and inference.histories.running(phase) == 0:
                 # 'eval_muzero' calls no hook when it is done.
                 self._kv_cache_statistics.flush()
         if current_steps is not None:
             stock_reset(env_id, current_steps, reset_init_data=False)
+
+
+def _environment_ids(data: torch.Tensor, ready_env_id: Any) -> list[int]:
+    return list(range(len(data))) if ready_env_id is None else [int(env_id) for env_id in ready_env_id]
 
 
 def _managed_world_model(world_model: WorldModel, cfg: EasyDict) -> Optional[KVCacheWorldModelMixin]:

@@ -1,8 +1,8 @@
 """The running episodes of the environments, and the contexts that they make."""
-from collections import deque
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Optional
+from typing import Any, Optional
 
 import numpy as np
 import torch
@@ -11,7 +11,10 @@ import torch.nn.functional as F
 from ..manager import KVCacheManager
 from ..store import Context, ContextBatch, TokenStore
 from .cached_model import CachedModel
+from .environment_history import EnvironmentHistory, EpisodeStep
 from .positions import history_positions
+
+logger = logging.getLogger('lzero_kvcache')
 
 
 @dataclass
@@ -55,85 +58,6 @@ class RootStats:
         return self.context_tokens / self.continuing if self.continuing else 0.0
 
 
-class EpisodeStep(NamedTuple):
-    """
-    Overview:
-        One step of a running episode.
-    Arguments:
-        - observation (:obj:`torch.Tensor`): What the environment shows then.
-        - action (:obj:`Any`): The action that led there; not looked at for the oldest observation.
-        - timestep (:obj:`int`): The step of the episode.
-        - length (:obj:`int`): Tokens of the context that the episode makes then.
-    """
-    observation: torch.Tensor
-    action: Any
-    timestep: int
-    length: int
-
-
-class EnvironmentHistory:
-    """
-    Overview:
-        The running episode of one environment: its last ``steps``, as many as take part in a context and one more, and
-        where the context that they make is cached; without a ``key``, it is to be computed from the steps.
-    Arguments:
-        - scope (:obj:`str`): Names phase and environment in the keys of its contexts.
-        - num_observations (:obj:`int`): How many observations may take part in a context.
-    """
-
-    def __init__(self, scope: str, num_observations: int) -> None:
-        self.scope = scope
-        self.steps: deque[EpisodeStep] = deque(maxlen=num_observations + 1)
-        self.roots = 0
-        self.key: Optional[str] = None
-        self.context: Optional[Context] = None
-
-    def restart(self) -> None:
-        """
-        Overview:
-            Forget the episode. The count of roots goes on, so that no key comes twice.
-        """
-        self.key = None
-        self.steps.clear()
-
-    def append(self, step: EpisodeStep) -> None:
-        """
-        Overview:
-            Add one step. Where its context is remains to be said.
-        Arguments:
-            - step (:obj:`EpisodeStep`): The step.
-        """
-        # First, because an inference may break off anywhere.
-        self.key = None
-        self.steps.append(step)
-
-    def continues_from(self, observation: torch.Tensor) -> bool:
-        """
-        Overview:
-            Whether the episode's last observation is the one that a caller goes on from.
-        Arguments:
-            - observation (:obj:`torch.Tensor`): The caller's last observation.
-        """
-        return bool(self.steps) and _is_same(self.steps[-1].observation, observation)
-
-    def takes_back(self, observation: torch.Tensor, timestep: int) -> bool:
-        """
-        Overview:
-            Whether the caller takes the last step once more, because the search from it has broken off. It is taken
-            back then. Timesteps that do not count up tell nothing.
-        Arguments:
-            - observation (:obj:`torch.Tensor`): The caller's last observation.
-            - timestep (:obj:`int`): The timestep of the one that follows.
-        """
-        if len(self.steps) < 2 or not self.steps[-2].timestep < self.steps[-1].timestep == timestep:
-            return False
-        if not _is_same(self.steps[-2].observation, observation):
-            return False
-        self.key = None
-        self.steps.pop()
-        return True
-
-
 class EnvironmentHistories:
     """
     Overview:
@@ -148,7 +72,9 @@ class EnvironmentHistories:
         - lossless (:obj:`bool`): See above.
         - rope_positions (:obj:`str`): See ``KVCacheConfig``.
 
-    ``root_stats`` counts what the roots have found, ``rebuild_stats`` what misses have cost.
+    ``root_stats`` counts what the roots have found, ``rebuild_stats`` what misses have cost; ``last_missing`` and
+    ``last_begun_anew`` are rows of the last root inference: whose contexts were missing, whose episodes were not those
+    that the caller went on from.
     """
 
     def __init__(
@@ -164,7 +90,9 @@ class EnvironmentHistories:
         self.rebuild_stats = RebuildStats()
         self.root_stats = RootStats()
         self.last_missing: frozenset[int] = frozenset()
+        self.last_begun_anew: frozenset[int] = frozenset()
         self._histories: dict[tuple[str, int], EnvironmentHistory] = {}
+        self._has_warned = False
 
     def of(self, phase: str, env_id: int) -> EnvironmentHistory:
         """
@@ -202,31 +130,103 @@ class EnvironmentHistories:
             self._store.release([history.context])
         history.context = self._store.retain(context) if self._lossless and context is not None else None
 
+    def last_steps(
+            self, phase: str, env_ids: Sequence[int], observations: torch.Tensor
+    ) -> tuple[torch.Tensor, list[Any]]:
+        """
+        Overview:
+            What a policy hands its model beside the current observations.
+        Arguments:
+            - phase (:obj:`str`): 'collect' or 'eval'.
+            - env_ids (:obj:`Sequence[int]`): The environment of each row.
+            - observations (:obj:`torch.Tensor`): The current observations, :math:`(B, ...)`.
+        Returns:
+            - last_observations, last_actions (:obj:`Tuple`): :math:`(B, ...)` and B actions; zeros and -1 where an
+                episode begins.
+        """
+        beginning = torch.zeros_like(observations[0]), -1
+        steps = [self.of(phase, env_id).last_step() or beginning for env_id in env_ids]
+        return torch.stack([last.to(observations) for last, _ in steps]), [action for _, action in steps]
+
+    def take(self, phase: str, env_ids: Sequence[int], actions: Sequence[Any]) -> None:
+        """
+        Overview:
+            Environments take actions at their last steps.
+        Arguments:
+            - phase (:obj:`str`): 'collect' or 'eval'.
+            - env_ids (:obj:`Sequence[int]`): The environments.
+            - actions (:obj:`Sequence[Any]`): One each.
+        """
+        for env_id, action in zip(env_ids, actions):
+            self.of(phase, env_id).take(action)
+
+    def left(self, phase: str, env_ids: Sequence[int], timesteps: Sequence[int]) -> list[int]:
+        """
+        Overview:
+            The environments whose timesteps do not follow, so that they are in another episode than they were.
+        Arguments:
+            - phase (:obj:`str`): 'collect' or 'eval'.
+            - env_ids (:obj:`Sequence[int]`): The environments.
+            - timesteps (:obj:`Sequence[int]`): One each, as the caller gives them.
+        """
+        left = []
+        for env_id, timestep in zip(env_ids, timesteps):
+            history = self.of(phase, env_id)
+            if not history.reaches(int(timestep)):
+                self._warn_of_new_episode(history, int(timestep))
+                left.append(env_id)
+        return left
+
+    def running(self, phase: str) -> int:
+        """
+        Overview:
+            The number of running episodes.
+        Arguments:
+            - phase (:obj:`str`): 'collect' or 'eval'.
+        """
+        return sum(bool(history.steps) for (of_phase, _), history in self._histories.items() if of_phase == phase)
+
     def meet(
             self, histories: Sequence[EnvironmentHistory], last_observations: torch.Tensor, timesteps: np.ndarray,
             first_steps: Sequence[bool]
-    ) -> None:
+    ) -> tuple[np.ndarray, list[bool]]:
         """
         Overview:
             Begin the episodes that begin, and begin anew those that do not go on from where they were left.
         Arguments:
             - histories (:obj:`Sequence[EnvironmentHistory]`): One per row.
             - last_observations (:obj:`torch.Tensor`): What the caller goes on from, :math:`(B, ...)`.
-            - timesteps (:obj:`np.ndarray`): Timesteps of the observations that follow, :math:`(B, )`.
-            - first_steps (:obj:`Sequence[bool]`): Whether an episode begins.
+            - timesteps (:obj:`np.ndarray`): Timesteps of the observations that follow, as the caller gives them,
+                :math:`(B, )`.
+            - first_steps (:obj:`Sequence[bool]`): Whether the caller begins an episode.
+        Returns:
+            - timesteps, first_steps (:obj:`Tuple`): The same, timesteps that the caller does not have counted from the
+                episode's own, a timestep that falls back to 0 taken for a first step.
         """
+        counted, begins = np.maximum(timesteps, 0), list(first_steps)
+        begun_anew = []
         for row, history in enumerate(histories):
-            if first_steps[row]:
-                self._restart(history)
+            if not begins[row]:
+                last, timestep = last_observations[row], int(timesteps[row])
+                if history.goes_on(last, timestep):
+                    self.root_stats.continuing += 1
+                    counted[row] = history.steps[-1].timestep + 1
+                    continue
+                begun_anew.append(row)
+                if history.ends_with(last):
+                    self._warn_of_new_episode(history, timestep)
+                    begins[row] = timestep == 0
+            self._restart(history)
+            if begins[row]:
                 self.root_stats.first_steps += 1
-                continue
-            self.root_stats.continuing += 1
-            last, timestep = last_observations[row], int(timesteps[row])
-            # In this order: two observations in turn may be the same.
-            if not history.takes_back(last, timestep) and not history.continues_from(last):
+            else:
+                self.root_stats.continuing += 1
                 self.root_stats.cold_starts += 1
-                self._restart(history)
-                history.append(EpisodeStep(last.clone(), None, timestep - 1, self._num_observations_tokens))
+                counted[row] = max(1, counted[row])
+                before = int(counted[row]) - 1
+                history.append(EpisodeStep(last.clone(), None, before, self._num_observations_tokens, before))
+        self.last_begun_anew = frozenset(begun_anew)
+        return counted, begins
 
     def resume(
             self, model: CachedModel, histories: Sequence[EnvironmentHistory], env_ids: Sequence[int]
@@ -302,6 +302,16 @@ class EnvironmentHistories:
         self.hold(history, None)
         history.restart()
 
+    def _warn_of_new_episode(self, history: EnvironmentHistory, timestep: int) -> None:
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                '%s: timestep %d does not follow timestep %d, so a new episode begins there. Where an episode ends, '
+                "call the policy's reset with the environment's id; let timesteps count one per action, or leave them "
+                'out. Said once.',
+                history.scope, timestep, history.steps[-1].timestep
+            )
+
     def _look_up(self, model: CachedModel, history: EnvironmentHistory, env_id: int) -> Optional[Context]:
         context = self._manager.get_init_cache(env_id, history.key)
         model.world_model.root_total_query_cnt += 1
@@ -310,10 +320,6 @@ class EnvironmentHistories:
             self.rebuild_stats.restored += 1
             return history.context
         return context
-
-
-def _is_same(observation: torch.Tensor, other: torch.Tensor) -> bool:
-    return torch.equal(observation.to(other.device), other)
 
 
 def stack_actions(actions: Sequence[Any], device: torch.device) -> torch.Tensor:

@@ -8,7 +8,7 @@ from lzero.model.unizero_world_models.utils import hash_state
 
 from ..eviction import Priority, SearchTreeNode
 from ..store import Context
-from .histories import EnvironmentHistory
+from .environment_history import EnvironmentHistory
 
 
 class SearchStep:
@@ -119,6 +119,22 @@ class SearchLineage:
             return node
         elsewhere = [tree[name] for tree in self._trees if name in tree]
         return elsewhere[0] if len(elsewhere) == 1 else None
+
+    def timesteps_of(self, nodes: Sequence[SearchNode], given: np.ndarray) -> np.ndarray:
+        """
+        Overview:
+            Timesteps of the roots that nodes descend from.
+        Arguments:
+            - nodes (:obj:`Sequence[SearchNode]`): The nodes.
+            - given (:obj:`np.ndarray`): What a caller takes them for, which holds for a root that is not of this
+                search, :math:`(B, )`.
+        Returns:
+            - timesteps (:obj:`np.ndarray`): :math:`(B, )`.
+        """
+        known = len(self.timesteps)
+        return np.asarray([
+            self.timesteps[node.tree] if node.tree < known else timestep for node, timestep in zip(nodes, given)
+        ])
 
     def name_latents(self, latents: np.ndarray, trees: Sequence[int]) -> tuple[np.ndarray, list[bytes]]:
         """

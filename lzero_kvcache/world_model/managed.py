@@ -2,6 +2,7 @@
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple, Optional
@@ -18,7 +19,8 @@ from ..manager import KVCacheManager
 from ..store import Context, TokenShape, TokenStore
 from .cached_model import CachedModel, Predictions
 from .contexts import NodeContexts
-from .histories import EnvironmentHistories, EnvironmentHistory, EpisodeStep, RebuildStats, RootStats, stack_actions
+from .environment_history import EnvironmentHistory, EpisodeStep
+from .histories import EnvironmentHistories, RebuildStats, RootStats, stack_actions
 from .imagination import Imagination, check_rollout, roll_out
 from .lineage import SearchLineage, SearchNode, SearchStep, node_key
 from .observation import SearchObserver, observer_of
@@ -197,7 +199,9 @@ class ManagedInference:
             - world_model (:obj:`WorldModel`): The model.
             - obs_act_dict (:obj:`dict`): 'obs', the last observations :math:`(B, ...)`, 'action', the actions since (-1
                 at an episode's first step), and 'current_obs', :math:`(B, ...)` or None.
-            - start_pos (:obj:`Union[int, Sequence]`): Timesteps of the current observations.
+            - start_pos (:obj:`Union[int, Sequence]`): Timesteps of the current observations. Those that are negative,
+                as LightZero hands them down where the observation has none, or stand still, are counted from the
+                environment's own episode; one that does not follow begins a new episode.
             - roots (:obj:`RootEnvironments`): Whose observations these are.
         Returns:
             - outputs (:obj:`Tuple`): Hidden states, latent states :math:`(B, num_observations_tokens, E)`, reward
@@ -256,7 +260,8 @@ class ManagedInference:
         current, actions = obs_act_dict['current_obs'], obs_act_dict['action']
         batch_size = len(current)
         histories = [self.histories.of(phase, env_id) for env_id in env_ids]
-        self.histories.meet(histories, obs_act_dict['obs'], timesteps, first_steps)
+        given = timesteps
+        timesteps, first_steps = self.histories.meet(histories, obs_act_dict['obs'], given, first_steps)
         latents = model.embed_observations(current)
         continuing = [row for row in range(batch_size) if not first_steps[row]]
         tokens, positions, counts = self._root_tokens(model, latents, actions, timesteps, continuing)
@@ -269,7 +274,9 @@ class ManagedInference:
         policy, value = model.policy_and_value(hidden[:, -1:])
         reward = value.new_zeros(batch_size, 1, world_model.support_size)
         for row, history in enumerate(histories):
-            history.append(EpisodeStep(current[row].clone(), actions[row], int(timesteps[row]), len(contexts[row])))
+            history.append(EpisodeStep(
+                current[row].clone(), deepcopy(actions[row]), int(timesteps[row]), len(contexts[row]), int(given[row])
+            ))
         self._begin_search(
             SearchLineage(phase, timesteps), latents, histories, env_ids, contexts,
             Predictions(reward, policy, value), went_on
@@ -305,7 +312,8 @@ class ManagedInference:
                 actions, :math:`(B, )` or :math:`(B, action_space_size)`.
             - simulation_index (:obj:`int`): Not needed.
             - search_depth (:obj:`Sequence[int]`): The depth that the search tree reports, :math:`(B, )`.
-            - start_pos (:obj:`Union[int, Sequence]`): Timesteps of the roots.
+            - start_pos (:obj:`Union[int, Sequence]`): Timesteps of the roots, looked at where no root inference has
+                begun the search.
         Returns:
             - outputs (:obj:`Tuple`): Hidden state, next latent states :math:`(B, num_observations_tokens, E)`, reward,
                 policy and value logits :math:`(B, 1, ...)`.
@@ -325,10 +333,11 @@ class ManagedInference:
         # Nodes are found by every bit of their latent states.
         latents = torch.as_tensor(latents).detach().to('cpu', model.like.dtype).numpy()
         actions = torch.as_tensor(actions, device=model.like.device)
-        parents = self.nodes_of(latents, search_depth)
+        given = host_timesteps(start_pos, len(latents)) if model.uses_rotary else None
+        parents = self.nodes_of(latents, search_depth, given)
         timesteps = positions = None
-        if model.uses_rotary:
-            timesteps = host_timesteps(start_pos, len(latents))
+        if given is not None:
+            timesteps = self._lineage.timesteps_of(parents, given)
             positions = self._expansion_positions(parents, timesteps, search_depth)
         with self._contexts.of(model, parents, timesteps) as batch:
             self._last_missing = self._contexts.last_missing
@@ -534,19 +543,24 @@ class ManagedInference:
     def _begin_following(self, policies: torch.Tensor) -> Sequence[Optional[SearchTreeNode]]:
         return [None] * len(policies) if self._follower is None else self._follower.begin(policies)
 
-    def nodes_of(self, latents: np.ndarray, search_depth: Sequence[int]) -> list[SearchNode]:
+    def nodes_of(
+            self, latents: np.ndarray, search_depth: Sequence[int], timesteps: Optional[np.ndarray] = None
+    ) -> list[SearchNode]:
         """
         Overview:
             The nodes of the running search that a batch of latent states means, one per row.
         Arguments:
             - latents (:obj:`np.ndarray`): :math:`(B, num_observations_tokens, E)`.
             - search_depth (:obj:`Sequence[int]`): The depth that the search tree reports, :math:`(B, )`.
+            - timesteps (:obj:`Optional[np.ndarray]`): Timesteps of the roots, :math:`(B, )`, for a search that no root
+                inference has begun; None: 0.
         Returns:
             - nodes (:obj:`List[SearchNode]`): A latent state that this search has not met becomes a node of its own.
         """
         parents = self._known_nodes(latents)
         if self._lineage is None or (self._lineage.phase == 'unknown' and not any(parents)):
-            self._start_search(SearchLineage('unknown', np.zeros(len(latents), dtype=np.int64)))
+            begin = np.zeros(len(latents), dtype=np.int64) if timesteps is None else timesteps
+            self._start_search(SearchLineage('unknown', begin))
         return [
             self._unknown_node(row, latents, search_depth) if parent is None else parent
             for row, parent in enumerate(parents)

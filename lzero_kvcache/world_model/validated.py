@@ -11,7 +11,7 @@ from lzero.model.unizero_world_models.utils import hash_state
 
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
-from .histories import RebuildStats, RootStats
+from .histories import EnvironmentHistories, RebuildStats, RootStats
 from .imagination import Imagination
 from .managed import ManagedInference, Outputs, RootEnvironments, check_expansion, is_first_step
 from .positions import host_timesteps
@@ -29,7 +29,12 @@ STALE_TABLES = 'stock fault: the release shifted the window by position tables o
 PAST_WINDOW = "past the window: window='rebuild' is exact where the release approximates"
 MANY_TOKENS = 'stock fault: the release cannot search with observations of more than one token'
 BEGUN_ANEW = "on_miss='reset': the managed context has begun anew where the release still has its own"
-ALIGNED = "rope_positions='aligned' differs from the release by design"
+MISPLACED = (
+    'stock fault: the release puts the tokens of a search further from their root than training does, by one step, or '
+    'in Sampled UniZero by the number of the simulation'
+)
+TORN = 'stock fault: at max_seq_len the rotary positions of the release begin again within a context'
+NO_TIMESTEPS = 'stock fault: without timesteps the release gives all steps of an episode the same rotary positions'
 REANALYSIS = 'stock fault: in reanalysis the release ignores its cache and starts over at every node'
 
 
@@ -100,6 +105,8 @@ class ValidatedInference:
         # Keys of nodes whose managed contexts began with their latent states.
         self._begun_anew: set[str] = set()
         self._search_flaw: Optional[str] = MISS
+        # Of the running search's roots.
+        self._timesteps: Sequence[int] = ()
         self._weights_generation = 0
         self._inferences = 0
 
@@ -110,6 +117,14 @@ class ValidatedInference:
             The managed pools.
         """
         return self.managed.manager
+
+    @property
+    def histories(self) -> EnvironmentHistories:
+        """
+        Overview:
+            The managed episodes.
+        """
+        return self.managed.histories
 
     @property
     def rebuild_stats(self) -> RebuildStats:
@@ -140,6 +155,7 @@ class ValidatedInference:
             if world_model.reanalyze_phase:
                 fault = MANY_TOKENS if world_model.num_observations_tokens > 1 else None
                 self._begin_stock_search(outputs[1], tuple(range(len(outputs[1]))), fault)
+                self._timesteps = host_timesteps(start_pos, len(outputs[1]))
             return outputs
         batch_size = len(obs_act_dict['current_obs'])
         env_ids = roots.ids_of(batch_size)
@@ -149,16 +165,24 @@ class ValidatedInference:
             self._weights_generation = self.managed.weights_generation
             for place, context in self._root_contexts.items():
                 self._root_contexts[place] = StockContext(context.owner, OLD_WEIGHTS)
+        self._timesteps = [self.histories.of(roots.phase, env_id).steps[-1].timestep for env_id in env_ids]
         fault = _root_fault(world_model, obs_act_dict, batch_size)
         self._begin_stock_search(outputs[1], env_ids, fault)
         if fault is not None:
             self.report.not_compared[fault] += batch_size
             return outputs
+        for row in self.histories.last_begun_anew:
+            owners[row] = None
         flaws = self._root_flaws(world_model, obs_act_dict, owners)
         for row in self.managed.rows_begun_anew:
             flaws[row] = BEGUN_ANEW
-        timesteps = [np.asarray(timestep) for timestep in host_timesteps(start_pos, batch_size)]
-        stock = world_model.stock_initial_inference(obs_act_dict, timesteps)
+        timesteps = host_timesteps(start_pos, batch_size)
+        if world_model.config.rotary_emb:
+            for row, length in enumerate(self.managed.context_lengths):
+                newest = 2 * self._timesteps[row]
+                if length and flaws[row] is None:
+                    flaws[row] = self._position_flaw(world_model, row, timesteps[row], newest - length, newest)
+        stock = world_model.stock_initial_inference(obs_act_dict, [np.asarray(timestep) for timestep in timesteps])
         names = ('latent', 'policy', 'value')
         self._compare(names, _pick(outputs, names), _pick(stock, names), flaws, [0] * batch_size)
         for row, latent in enumerate(stock[1].detach().cpu().numpy()):
@@ -201,10 +225,16 @@ class ValidatedInference:
             self._node_flaw(world_model, context, parent, length, lengths)
             for context, parent, length in zip(contexts, parents, lengths)
         ]
+        timesteps = host_timesteps(start_pos, len(parents))
+        if world_model.config.rotary_emb:
+            for row, parent in enumerate(parents):
+                flaws[row] = self._search_position_flaw(
+                    world_model, parent, int(lengths[row]), int(timesteps[row]), int(search_depth[row])
+                ) or flaws[row]
         next_slot = world_model.shared_pool_index
         stock_start = start_pos
         if not world_model.reanalyze_phase:
-            stock_start = [np.asarray(timestep) for timestep in host_timesteps(start_pos, len(parents))]
+            stock_start = [np.asarray(timestep) for timestep in timesteps]
         stock = world_model.stock_recurrent_inference(
             [(np.stack(stock_latents), actions)], simulation_index, search_depth, stock_start
         )
@@ -300,8 +330,6 @@ class ValidatedInference:
     def _node_flaw(
             self, world_model: Any, context: Optional[StockContext], parent: Any, length: int, lengths: np.ndarray
     ) -> Optional[str]:
-        if world_model.config.rotary_emb and self._config.rope_positions == 'aligned':
-            return ALIGNED
         if parent.key in self._begun_anew:
             return BEGUN_ANEW
         if world_model.reanalyze_phase:
@@ -309,6 +337,25 @@ class ValidatedInference:
         if context.owner != parent.key:
             return WRONG_ENTRY
         return context.flaw or (None if length == lengths.max() else PADDED)
+
+    def _search_position_flaw(
+            self, world_model: Any, parent: Any, length: int, timestep: int, reported_depth: int
+    ) -> Optional[str]:
+        if self._config.rope_positions == 'aligned' and (
+                world_model.reanalyze_phase or reported_depth != parent.depth
+        ):
+            return MISPLACED
+        of_episode = max(0, length - 2 * parent.depth - 1)
+        return self._position_flaw(
+            world_model, parent.tree, timestep, 2 * timestep - of_episode, 2 * (timestep + reported_depth) + 3
+        )
+
+    def _position_flaw(self, world_model: Any, tree: int, timestep: int, oldest: int, newest: int) -> Optional[str]:
+        """What is wrong with rotary positions from the ``oldest`` to the ``newest`` in the release, if anything is."""
+        if timestep != self._timesteps[tree]:
+            return NO_TIMESTEPS
+        end = world_model.config.max_seq_len
+        return TORN if oldest // end != newest // end else None
 
     def _window_flaw(self, world_model: Any, length: int) -> Optional[str]:
         if length < world_model.context_length - 1:
