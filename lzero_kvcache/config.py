@@ -13,7 +13,7 @@ KEY_PATH = 'policy.model.world_model_cfg.kv_cache'
 MODES = ('managed', 'legacy', 'validate')
 ON_MISS = ('rebuild', 'reset')
 WINDOWS = ('shift', 'rebuild')
-ROPE_POSITIONS = ('release', 'aligned')
+ROPE_POSITIONS = ('aligned', 'release')
 
 
 @dataclass
@@ -47,7 +47,8 @@ class KVCacheConfig:
             start over from the latent state alone).
         - window (:obj:`str`): What happens to a context that reaches ``context_length - 1`` tokens: 'shift' (drop the
             oldest and correct the positions, as the stock code) or 'rebuild' (encode the remaining tokens again).
-        - rope_positions (:obj:`str`): Rotary positions of a search's tokens: 'release' or 'aligned' (as in training).
+        - rope_positions (:obj:`str`): Rotary positions of a search's tokens: 'aligned' (as in training) or 'release'
+            (too far from the root, as the stock code searches).
         - enable_stats (:obj:`bool`): Whether hits, misses and evictions are counted.
         - log_interval (:obj:`int`): Searches between two log lines and two TensorBoard points; 0 logs no lines and
             leaves the points that end a collect or eval phase.
@@ -63,7 +64,7 @@ class KVCacheConfig:
     memory_budget_mb: Optional[float] = None
     on_miss: str = 'rebuild'
     window: str = 'shift'
-    rope_positions: str = 'release'
+    rope_positions: str = 'aligned'
     enable_stats: bool = True
     log_interval: int = 1000
     validation_tolerance: float = 1e-4

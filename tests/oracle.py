@@ -135,8 +135,11 @@ class Oracle:
         world_model = self.world_model
         if not world_model.config.rotary_emb:
             return None
-        positions = torch.tensor(self.positions) % world_model.config.max_seq_len
-        return world_model.transformer.freqs_cis[positions][None]
+        config = world_model.config
+        head_dim = config.embed_dim // config.num_heads
+        frequencies = config.rope_theta ** -(torch.arange(0, head_dim, 2, dtype=torch.float64) / head_dim)
+        angles = torch.tensor(self.positions, dtype=torch.float64)[:, None] * frequencies
+        return torch.polar(torch.ones_like(angles), angles).to(torch.complex64)[None]
 
     @torch.no_grad()
     def reward_and_next_token(self) -> dict[str, torch.Tensor]:

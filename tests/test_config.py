@@ -88,7 +88,7 @@ def test_defaults():
     pool = dict(size=None, strategy=None)
     assert KVCacheConfig().to_dict() == dict(
         mode='managed', strategy='fifo', init_pool=pool, recur_pool=pool, wm_pool=pool, memory_budget_mb=None,
-        on_miss='rebuild', window='shift', rope_positions='release', enable_stats=True, log_interval=1000,
+        on_miss='rebuild', window='shift', rope_positions='aligned', enable_stats=True, log_interval=1000,
         validation_tolerance=1e-4,
     )
     assert KVCacheConfig.from_dict({}) == KVCacheConfig()
@@ -107,7 +107,7 @@ def test_what_users_write(config_type):
     kv_cache = config_type(
         mode='validate', strategy=dict(type='priority', score='predicted_value'), init_pool=dict(size=7),
         recur_pool=dict(size=9, strategy='lru'), wm_pool=dict(strategy=EvictionStrategy.FIFO), on_miss='reset',
-        window='rebuild', rope_positions='aligned', enable_stats=False, log_interval=0, validation_tolerance=0,
+        window='rebuild', rope_positions='release', enable_stats=False, log_interval=0, validation_tolerance=0,
     )
     before = dict(kv_cache)
     config = KVCacheConfig.from_world_model_config(EasyDict(kv_cache=kv_cache))
@@ -117,7 +117,7 @@ def test_what_users_write(config_type):
     assert config.strategy_of(config.recur_pool) == 'lru'
     assert config.strategy_of(config.wm_pool) is EvictionStrategy.FIFO
     assert (config.mode, config.on_miss, config.window, config.rope_positions) == (
-        'validate', 'reset', 'rebuild', 'aligned')
+        'validate', 'reset', 'rebuild', 'release')
     assert (config.enable_stats, config.log_interval, config.validation_tolerance) == (False, 0, 0)
     assert kv_cache == before
 

@@ -124,8 +124,8 @@ class TestConfig:
             pools_config(EasyDict(kv_cache=asked))
 
     def test_refused_in_a_config_object_and_in_the_older_spelling(self):
-        with pytest.raises(ValueError, match="rope_positions is 'aligned'"):
-            pools_config(EasyDict(dict(), kv_cache=KVCacheConfig(rope_positions='aligned')))
+        with pytest.raises(ValueError, match="window is 'rebuild'"):
+            pools_config(EasyDict(dict(), kv_cache=KVCacheConfig(window='rebuild')))
         with pytest.raises(ValueError, match='cache_validation_mode is True'):
             pools_config(EasyDict(cache_validation_mode=True))
 

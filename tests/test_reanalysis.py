@@ -39,11 +39,14 @@ def expand_with_oracle(model, root, timesteps, num_simulations):
         children = []
         for row, parent in enumerate(expansion.parents):
             context = nodes[parent][row].copy()
-            # The release gives both tokens of a reanalysed expansion the same rotary position.
-            position = 2 * (int(timesteps[row]) + expansion.search_depth[row]) + 3
-            context.add_action(expansion.actions[row].numpy(), position)
+            depth = len(context.tokens) // 2
+            of_action, of_latent = 2 * (int(timesteps[row]) + depth) + np.array([1, 2])
+            if world_model.kv_cache_inference.config.rope_positions == 'release':
+                # The release gives both tokens of a reanalysed expansion the same rotary position.
+                of_action = of_latent = 2 * (int(timesteps[row]) + expansion.search_depth[row]) + 3
+            context.add_action(expansion.actions[row].numpy(), of_action)
             largest = max(largest, difference(output.reward[row], context.reward_and_next_token()['reward']))
-            context.add_latent(output.latent_state[row], position)
+            context.add_latent(output.latent_state[row], of_latent)
             expected = context.policy_and_value()
             largest = max(largest, difference(output.policy_logits[row], expected['policy']))
             largest = max(largest, difference(output.value[row], expected['value']))
@@ -68,11 +71,12 @@ def difference(predicted, expected):
 
 
 @pytest.mark.parametrize('pools', [{}, dict(recur_pool=dict(size=3), wm_pool=dict(size=1))], ids=['default', 'tiny'])
-@pytest.mark.parametrize('options', [
-    dict(), dict(rotary=True), dict(actions='continuous'), dict(observation='image')
+@pytest.mark.parametrize('rope_positions, options', [
+    ('aligned', dict()), ('aligned', dict(rotary=True)), ('release', dict(rotary=True)),
+    ('aligned', dict(actions='continuous')), ('aligned', dict(observation='image'))
 ], ids=str)
-def test_nodes_use_the_context_of_their_search(options, pools):
-    model = build_model(kv_cache=kv_cache(**pools), **options)
+def test_nodes_use_the_context_of_their_search(rope_positions, options, pools):
+    model = build_model(kv_cache=kv_cache(rope_positions=rope_positions, **pools), **options)
     root, timesteps = begin_reanalysis(model)
     assert len(timesteps) == BATCH_SIZE * (UNROLL_STEPS + 1) > model.world_model.env_num
     deepest, largest = expand_with_oracle(model, root, timesteps, 12)

@@ -18,9 +18,9 @@ def twins(**options):
 
 
 @torch.no_grad()
-def first_step(model, batch_size=2, seed=0):
+def first_step(model, batch_size=2, seed=0, timestep=0):
     current = observations(model, batch_size, torch.Generator().manual_seed(seed))
-    root = model.initial_inference(torch.zeros_like(current), [-1] * batch_size, current, at(0, batch_size))
+    root = model.initial_inference(torch.zeros_like(current), [-1] * batch_size, current, at(timestep, batch_size))
     return current, root
 
 
@@ -108,7 +108,7 @@ def test_fewer_than_all_environments_wipe_all():
             assert policy.last_batch_action == [-1] * 4
             continue
         policy.collect_mode.forward(
-            data, [np.ones(3)] * 4, 1., [-1] * 4, 0., ready_env_id={0, 1, 2, 3}, timestep=at(2, 4)
+            data, [np.ones(3)] * 4, 1., [-1] * 4, 0., ready_env_id=[0, 1, 3, 2], timestep=[*at(2, 3), *at(1, 1)]
         )
         assert policy._kv_cache_world_model.root_total_query_cnt == 3 + 4
 
@@ -136,9 +136,9 @@ def test_collect_and_eval_share_the_last_step():
         if shared:
             torch.testing.assert_close(policy.last_batch_obs, data + 1)
         else:
-            steps = policy._kv_cache_steps
-            torch.testing.assert_close(steps['collect'].batch([0, 1, 2], data)[0], data)
-            torch.testing.assert_close(steps['eval'].batch([0, 1, 2], data)[0], data + 1)
+            histories = policy._model.world_model.kv_cache_inference.histories
+            torch.testing.assert_close(histories.last_steps('collect', [0, 1, 2], data)[0], data)
+            torch.testing.assert_close(histories.last_steps('eval', [0, 1, 2], data)[0], data + 1)
 
 
 @torch.no_grad()
@@ -226,8 +226,6 @@ def test_after_a_miss_the_context_counts_as_one_token(monkeypatch):
 @torch.no_grad()
 def test_rotary_positions_of_a_search_are_one_step_too_far():
     managed, stock = twins(rotary=True, context_length=20)
-    managed.world_model.config.kv_cache.rope_positions = 'aligned'
-    managed.world_model.configure_kv_cache()
     worst = []
     for model in (managed, stock):
         current, root = first_step(model, batch_size=1)
@@ -239,6 +237,23 @@ def test_rotary_positions_of_a_search_are_one_step_too_far():
         )
         worst.append((child.policy_logits - training.logits_policy[:, 1]).abs().max().item())
     assert worst[0] < 1e-5 < 1e-4 < worst[1]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('timesteps', [(-1, -1), (4095, 4096)], ids=['no timesteps', 'the end of the rotary table'])
+def test_rotary_positions_of_an_episode_are_not_consecutive(timesteps):
+    managed, stock = twins(rotary=True, context_length=20)
+    worst = []
+    for model in (managed, stock):
+        last, first = first_step(model, batch_size=1, timestep=timesteps[0])
+        current = observations(model, 1, torch.Generator().manual_seed(1))
+        root = model.initial_inference(last, [1], current, at(timesteps[1], 1))
+        tokens = torch.cat([first.latent_state, root.latent_state])[None]
+        training = model.world_model(
+            {'obs_embeddings_and_act_tokens': (tokens, torch.tensor([[[1], [0]]]))}, start_pos=np.array([timesteps])
+        )
+        worst.append((root.policy_logits - training.logits_policy[:, 1]).abs().max().item())
+    assert worst[0] < 1e-5 < 1e-3 < worst[1]
 
 
 def test_num_simulations_of_the_policy_does_not_reach_the_world_model():

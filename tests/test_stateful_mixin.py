@@ -378,7 +378,7 @@ def test_a_search_outlives_the_end_of_its_episode(rotary):
         node = model.recurrent_inference([(root.latent_state.numpy(), torch.tensor(actions))], 0, [1, 1], [2, 2])
         for row, context in enumerate(contexts):
             context = context.copy()
-            context.add_action(actions[row], 7)
+            context.add_action(actions[row], 5)
             episodes._compare(node.reward[row], context.reward_and_next_token()['reward'])
-            context.add_latent(node.latent_state[row], 8)
+            context.add_latent(node.latent_state[row], 6)
             episodes._compare(node.policy_logits[row], context.policy_and_value()['policy'])

@@ -60,7 +60,7 @@ def play(model, stock_models, num_steps):
 @pytest.mark.parametrize('context_length', [8, 20])
 def test_managed_equals_stock_inside_and_past_the_window(model_options, context_length):
     options = dict(context_length=context_length, env_num=NUM_ENVS, **model_options)
-    model = build_model(kv_cache=kv_cache(strategy='lru'), **options)
+    model = build_model(kv_cache=kv_cache(strategy='lru', rope_positions='release'), **options)
     stock = stock_twin(model, num_simulations=NUM_SIMULATIONS, **options)
     play(model, [copy.deepcopy(stock) for _ in range(NUM_ENVS)], num_steps=5)
 
@@ -78,7 +78,7 @@ def test_managed_equals_stock_with_pools_far_too_small(strategy):
 @torch.no_grad()
 def test_reanalysis_equals_stock_at_children_of_the_roots(model_options):
     options = dict(context_length=20, env_num=NUM_ENVS, **model_options)
-    model = build_model(kv_cache=kv_cache(), **options)
+    model = build_model(kv_cache=kv_cache(rope_positions='release'), **options)
     stock = stock_twin(model, **options)
     generator = torch.Generator().manual_seed(3)
     # Two sequences of three observations and two actions: six roots.

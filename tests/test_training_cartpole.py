@@ -51,7 +51,7 @@ def test_misses_that_start_over_train(tmp_path):
     assert run.manager.total_stats()['recur_pool'].misses > 0
 
 
-@pytest.mark.parametrize('option', [dict(window='rebuild'), dict(rope_positions='aligned')], ids=str)
+@pytest.mark.parametrize('option', [dict(window='rebuild'), dict(rope_positions='release')], ids=str)
 def test_other_ways_to_place_tokens_train(tmp_path, option):
     check_training(train(CARTPOLE, tmp_path, dict(option, **TINY_POOLS)))
 
@@ -65,9 +65,11 @@ def test_without_a_managed_cache_the_stock_code_trains(tmp_path, kv_cache):
     assert not any(tag.startswith('kv_cache/') for tag in run.scalars())
 
 
-@pytest.mark.parametrize('pools', [{}, TINY_POOLS], ids=['default pools', 'tiny pools'])
-def test_managed_and_stock_predictions_agree_throughout_a_training(tmp_path, pools):
-    run = train(CARTPOLE, tmp_path, dict(mode='validate', **pools))
+@pytest.mark.parametrize('cache', [
+    {}, dict(rope_positions='release', **TINY_POOLS)
+], ids=['defaults', "the release's positions, tiny pools"])
+def test_managed_and_stock_predictions_agree_throughout_a_training(tmp_path, cache):
+    run = train(CARTPOLE, tmp_path, dict(mode='validate', **cache))
     check_training(run)
     report = run.world_model.kv_cache_inference.report
     assert report.differed == 0

@@ -10,5 +10,3 @@ create_config.policy.import_names = ['lzero_kvcache.plugin']
 main_config.policy.model.world_model_cfg.kv_cache = dict(strategy='lru')
 
 main_config.exp_name = 'data_unizero/cartpole_unizero_kv_cache_research'
-# For a model that is trained from scratch; one that the release has trained was searched with its positions.
-main_config.policy.model.world_model_cfg.kv_cache.rope_positions = 'aligned'

@@ -19,6 +19,7 @@ from .blocks import (
     runs_its_own_forward,
     warn_of_unknown_layer,
 )
+from .positions import rotary_frequencies, rotations
 
 HEADS = ('rewards', 'observations', 'policy', 'value')
 
@@ -65,7 +66,9 @@ class CachedModel:
                 "run token by token: allowed is 'legacy'"
             )
         self._embedding_dropout = in_sequence(world_model.transformer.drop)
-        if not self.uses_rotary:
+        if self.uses_rotary:
+            self._frequencies = rotary_frequencies(world_model.transformer.freqs_cis)
+        else:
             self._embed_positions = in_sequence(world_model.pos_emb)
             self._position_table = world_model.pos_emb.weight if is_plain_embedding(world_model.pos_emb) else None
         self._blocks = [block_of(block) for block in world_model.transformer.blocks]
@@ -201,8 +204,7 @@ class CachedModel:
         return hidden[len(steps):]
 
     def _rotation(self, positions: np.ndarray) -> torch.Tensor:
-        index = self._on_device(positions % self.world_model.config.max_seq_len)
-        return self.world_model.transformer.freqs_cis[index][:, :, None, None]
+        return self._on_device(rotations(positions, self._frequencies))[:, :, None, None]
 
     def _position_embeddings(self, places: np.ndarray) -> torch.Tensor:
         if len(places) == 1 and self._position_table is not None:

@@ -3,6 +3,32 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
+
+
+def rotary_frequencies(table: torch.Tensor) -> np.ndarray:
+    """
+    Overview:
+        The angles that one position turns queries and keys by.
+    Arguments:
+        - table (:obj:`torch.Tensor`): The stock transformer's rotations, complex, one row per position.
+    Returns:
+        - frequencies (:obj:`np.ndarray`): :math:`(head_dim / 2, )`.
+    """
+    return table[1].to(torch.complex128).angle().cpu().numpy()
+
+
+def rotations(positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
+    """
+    Overview:
+        What queries and keys at any positions are turned by. The stock table ends at ``2 * max_seq_len``.
+    Arguments:
+        - positions (:obj:`np.ndarray`): :math:`(B, T)`, of any size: only their differences show in attention.
+        - frequencies (:obj:`np.ndarray`): :math:`(head_dim / 2, )`.
+    Returns:
+        - rotations (:obj:`np.ndarray`): complex64, :math:`(B, T, head_dim / 2)`.
+    """
+    return np.exp(1j * (positions[..., None] * frequencies)).astype(np.complex64)
 
 
 def host_timesteps(start_pos: Any, batch_size: int) -> np.ndarray:
@@ -48,9 +74,9 @@ class SearchPositions:
     Overview:
         Rotary positions of the tokens that a search appends.
     Arguments:
-        - mode (:obj:`str`): 'release': as the release computes them from the depth that the search tree reports, which
-            counts from 1 (and in reanalysis both tokens share one position); 'aligned': root + 1, + 2, ..., as in
-            training.
+        - mode (:obj:`str`): 'aligned': root + 1, + 2, ..., as in training; 'release': as the release computes them from
+            what the search hands down as its depth. UniZero's counts it from 1; Sampled UniZero's hands the number of
+            the expanded node down, which is the simulation that made it. In reanalysis both tokens share one position.
     """
 
     def __init__(self, mode: str) -> None:
