@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import trial_processes
+from training import read_scalars
 
 from lzero_kvcache.ab import spec as spec_module
 from lzero_kvcache.ab.backend import Backend, Event
@@ -25,9 +26,10 @@ from lzero_kvcache.ab.folder import RunFolder, prepare
 from lzero_kvcache.ab.results import COLUMNS, result_row
 from lzero_kvcache.ab.run import ABRun
 from lzero_kvcache.ab.series import COLUMNS as SERIES_COLUMNS
-from lzero_kvcache.ab.trial import load_spec, write_outcome
+from lzero_kvcache.ab.trial import load_spec, run_trial, write_outcome
 from lzero_kvcache.cli import main
 from lzero_kvcache.files import DiskFullError, write_atomically
+from lzero_kvcache.plugin.statistics import step_listeners
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / 'configs').glob('ab_*.py'))
@@ -101,7 +103,7 @@ class InstantBackend(Backend):
             if spec.name not in self.failing:
                 series = [dict(env_step=self.steps, seconds=2., search_seconds=1., searches=20, rss_mb=100.)]
                 write_outcome(spec, folder.trial_folder(spec), seconds=2.,
-                              result=result_row(spec, series, [Evaluation(40, 9., 10., 8.)]))
+                              result=result_row(spec, series, [Evaluation(40, 9., 10., 8., 1.)]))
             yield Event(spec, ended=True, error='it was made to' if spec.name in self.failing else None)
 
 
@@ -389,7 +391,7 @@ def test_totals_of_different_lengths_are_not_compared_in_silence(write_config, t
 
 @given(steps=st.lists(st.integers(0, 3000), unique=True), env_steps=st.integers(1, 3000))
 def test_the_last_return_is_that_of_the_last_third(steps, env_steps):
-    evaluations = [Evaluation(step, float(step), 0., 0.) for step in sorted(steps) if step <= env_steps]
+    evaluations = [Evaluation(step, float(step), 0., 0., 1.) for step in sorted(steps) if step <= env_steps]
     late = [step for step in steps if step <= env_steps and 3 * step >= 2 * env_steps]
     value = return_last(evaluations, env_steps)
     assert value is None if not late else value == pytest.approx(sum(late) / len(late))
@@ -404,7 +406,75 @@ def test_a_row_has_nothing_to_say_where_nothing_was_counted(write_config):
 
 
 def test_a_run_that_was_never_asked_for_it_has_no_last_return():
-    assert return_last([Evaluation(0, 9., 9., 9.)], env_steps=3) is None
+    assert return_last([Evaluation(0, 9., 9., 9., 1.)], env_steps=3) is None
+
+
+# How a trial ends.
+
+SEGMENTS = dict(
+    num_segments=2, game_segment_length=10, train_start_after_envsteps=0, buffer_reanalyze_freq=1 / 1000,
+    reanalyze_batch_size=4, reanalyze_partition=0.75,
+)
+UNLIKELY_RETURN = 1000
+
+
+@pytest.fixture
+def trial(write_config, tmp_path):
+    """The spec and the folder of a trial that would not be evaluated again after its first evaluation."""
+
+    def make(stop_value: float = UNLIKELY_RETURN, **policy):
+        spec = load_ab_config(write_config(TWO_ARMS)).specs(['lru'])[0]
+        spec.experiment.main_config.policy.update(eval_freq=1000, **policy)
+        spec.experiment.main_config.env.stop_value = stop_value
+        spec.experiment.entry = 'train_unizero_segment' if 'num_segments' in policy else 'train_unizero'
+        folder = tmp_path / 'trial'
+        folder.mkdir()
+        return spec, folder
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('policy, others', [({}, 1), (SEGMENTS, 0)], ids=['train_unizero', 'train_unizero_segment'])
+def test_a_trial_ends_with_an_evaluation_of_what_it_has_learned(trial, policy, others):
+    spec, folder = trial(**policy)
+    run_trial(spec, folder)
+    *before, last = returns = read_csv(folder / 'returns.csv')
+    row, series = json.loads((folder / 'trial.json').read_text())['result'], read_csv(folder / 'series.csv')
+    assert len(before) == others and int(last['env_step']) == row['env_steps'] == int(series[-1]['env_step'])
+    assert row['return_last'] == pytest.approx(float(last['return_mean']))
+    assert row['evaluation_seconds'] == pytest.approx(sum(float(each['seconds']) for each in returns), rel=1e-3)
+    # The steps per second are those of the training.
+    assert row['seconds'] == float(series[-1]['seconds'])
+    # With the weights of the last learner step, and seen by the cache's statistics.
+    scalars = read_scalars(folder / 'run' / 'log' / 'serial')
+    learner_step, _ = scalars['evaluator_iter/reward_mean'][-1]
+    assert learner_step == int(series[-1]['learner_step']) > 0
+    assert scalars['kv_cache/eval_recur_pool/hit_rate'][-1][0] == row['env_steps']
+
+
+@pytest.mark.slow
+def test_a_trial_that_has_just_been_evaluated_is_not_evaluated_again(trial):
+    spec, folder = trial(stop_value=-UNLIKELY_RETURN)
+    spec.experiment.main_config.policy.eval_freq = 3
+    run_trial(spec, folder)
+    assert len(read_csv(folder / 'returns.csv')) == 2
+
+
+@pytest.mark.slow
+def test_a_trial_that_fails_keeps_the_evaluations_that_it_has(trial):
+    def fail(phase, env_num, inference):
+        if phase == 'learn':
+            raise RuntimeError('no luck')
+
+    spec, folder = trial()
+    step_listeners.append(fail)
+    try:
+        with pytest.raises(RuntimeError, match='no luck'):
+            run_trial(spec, folder)
+    finally:
+        step_listeners.remove(fail)
+    assert len(read_scalars(folder / 'run' / 'log' / 'serial')['evaluator_step/reward_mean']) == 1
 
 
 # Disks that are full.

@@ -10,19 +10,20 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from ..files import write_atomically
 
 TAGS = {'return_mean': 'evaluator_step/reward_mean', 'return_max': 'evaluator_step/reward_max',
-        'return_min': 'evaluator_step/reward_min'}
+        'return_min': 'evaluator_step/reward_min', 'seconds': 'evaluator_step/evaluate_time'}
 
 
 @dataclass
 class Evaluation:
     """
     Overview:
-        One evaluation: the mean, largest and smallest return of its episodes.
+        One evaluation: the mean, largest and smallest return of its episodes, and the time that it took.
     """
     env_step: int
     return_mean: float
     return_max: float
     return_min: float
+    seconds: float
 
 
 def read_evaluations(run: Path) -> list[Evaluation]:
@@ -39,8 +40,8 @@ def read_evaluations(run: Path) -> list[Evaluation]:
         return []
     points = {name: events.Scalars(tag) for name, tag in TAGS.items()}
     return [
-        Evaluation(mean.step, mean.value, largest.value, smallest.value)
-        for mean, largest, smallest in zip(points['return_mean'], points['return_max'], points['return_min'])
+        Evaluation(of_one[0].step, **{name: point.value for name, point in zip(points, of_one)})
+        for of_one in zip(*points.values())
     ]
 
 

@@ -15,7 +15,8 @@ from .spec import ARM_NAME, LARGEST_SEED, TrialSpec
 
 POOLS = ('init_pools', 'recur_pool', 'wm_pool')
 COLUMNS = (
-    'arm', 'seed', 'status', 'return_last', 'return_best', 'env_steps', 'seconds', 'env_steps_per_second', 'search_ms',
+    'arm', 'seed', 'status', 'return_last', 'return_best', 'env_steps', 'seconds', 'env_steps_per_second',
+    'evaluation_seconds', 'search_ms',
     *(f'hit_rate_{kind}' for kind in POOLS), 'evictions', 'rebuilds', 'rebuilt_tokens', 'peak_cache_mb',
     'peak_memory_mb', 'peak_gpu_memory_mb', 'log',
 )
@@ -53,6 +54,7 @@ def result_row(spec: TrialSpec, series: Sequence[Mapping[str, Any]], evaluations
         return_last=return_last(evaluations, last['env_step']),
         return_best=max((evaluation.return_mean for evaluation in evaluations), default=None),
         env_steps_per_second=_ratio(last['env_step'], last['seconds']),
+        evaluation_seconds=sum(evaluation.seconds for evaluation in evaluations),
         search_ms=_ratio(1000 * last['search_seconds'], last['searches']),
     )
     if 'rebuilds' in last:

@@ -125,9 +125,6 @@ class ABRun:
         if not rows:
             return
         self._console.print(means_table(rows, f'{self.config.title}: means over the seeds'))
-        if all(row['return_last'] is None for row in rows):
-            self._console.print('No trial was evaluated in the last third of its steps: policy.eval_freq says how many '
-                                'learner steps lie between two evaluations.', soft_wrap=True)
         lengths = [row['env_steps'] for row in rows]
         if max(lengths) > MOST_UNEQUAL * min(lengths):
             self._console.print(
@@ -190,5 +187,7 @@ class ABRun:
 
 
 def _in_short(row: dict[str, Any]) -> str:
-    last = 'no evaluation in the last third' if row['return_last'] is None else f"return {row['return_last']:.1f}"
-    return f"{row['env_steps']:,} environment steps in {row['seconds']:,.0f} s, {last}"
+    return (
+        f"{row['env_steps']:,} environment steps in {row['seconds']:,.0f} s, return {row['return_last']:.1f}, "
+        f"evaluations {row['evaluation_seconds']:,.0f} s"
+    )

@@ -40,6 +40,8 @@ class SeriesRecorder:
         self._began: Optional[float] = None
         self._counts = dict(env_step=0, learner_step=0, search_seconds=0., searches=0)
         self._inference: Any = None
+        # 'collect', 'eval' or 'learn': what has been done last.
+        self.last_phase: Optional[str] = None
         with disk_full_named(path):
             # Line by line: whoever looks sees whole rows.
             self._file = open(path, 'w', newline='', buffering=1)
@@ -50,17 +52,31 @@ class SeriesRecorder:
     def recording(self) -> Iterator[None]:
         """
         Overview:
-            Note down the run that takes place within the ``with`` block.
+            Note down the run that takes place within the ``with`` block, up to ``end``.
         """
         step_listeners.append(self._on_step)
         try:
             with _searches_timed(self._on_search):
                 yield
-            self._write_row()
         finally:
             step_listeners.remove(self._on_step)
             with disk_full_named(self._path):
                 self._file.close()
+
+    @property
+    def env_step(self) -> int:
+        """
+        Overview:
+            The environment steps that have been collected.
+        """
+        return self._counts['env_step']
+
+    def end(self) -> None:
+        """
+        Overview:
+            The training has ended: write its last row.
+        """
+        self._write_row()
 
     def _on_search(self, phase: str, seconds: float) -> None:
         if self._began is None:
@@ -71,6 +87,7 @@ class SeriesRecorder:
 
     def _on_step(self, phase: str, env_num: int, inference: Any) -> None:
         self._inference = inference or self._inference
+        self.last_phase = phase
         if phase == 'learn':
             self._counts['learner_step'] += 1
         elif phase == 'collect':

@@ -9,7 +9,7 @@ import threading
 import traceback
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import click
 
@@ -17,7 +17,6 @@ from ..files import DiskFullError, disk_full_named, write_atomically
 from .spec import TrialSpec, as_json
 
 DISK_FULL_STATUS = 74
-WRITER_HOOK = dict(name='ab_flush', type='ab_flush', position='after_run', priority=100, ext_args={})
 
 
 def load_spec(path: Path, sha256: str) -> TrialSpec:
@@ -41,35 +40,22 @@ def load_spec(path: Path, sha256: str) -> TrialSpec:
 def run_trial(spec: TrialSpec, folder: Path) -> None:
     """
     Overview:
-        Train by the experiment's stock entry, and leave ``series.csv``, ``returns.csv``, ``run/`` and, last of all,
-        ``trial.json``.
+        Train by the experiment's stock entry, evaluate, and leave ``series.csv``, ``returns.csv``, ``run/`` and, last
+        of all, ``trial.json``.
     Arguments:
         - spec (:obj:`TrialSpec`): The trial.
         - folder (:obj:`Path`): The trial's own.
     Raises:
         - DiskFullError: If there is no room.
     """
-    from ding.worker.learner.learner_hook import LearnerHook, register_learner_hook
-
     from .evaluations import read_evaluations, write_evaluations
+    from .last_evaluation import last_evaluation
     from .results import result_row
     from .series import SeriesRecorder
 
-    class FlushHook(LearnerHook):
-        """The stock entries leave the writer open, and a process that ends loses what it has not written."""
-
-        def __init__(self, *args: Any, ext_args: dict, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-
-        def __call__(self, learner: Any) -> None:
-            learner.tb_logger.flush()
-
-    register_learner_hook('ab_flush', FlushHook)
     experiment = deepcopy(spec.experiment)
-    learn = experiment.main_config.policy.setdefault('learn', {})
-    learn.setdefault('learner', {}).setdefault('hook', {})['ab_flush'] = WRITER_HOOK
     recorder = SeriesRecorder(folder / 'series.csv', spec.max_env_step)
-    with recorder.recording():
+    with recorder.recording(), last_evaluation(experiment.main_config, recorder):
         experiment.run(str(folder / 'run'))
     evaluations = read_evaluations(folder / 'run')
     write_evaluations(evaluations, folder / 'returns.csv')

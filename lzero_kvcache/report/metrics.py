@@ -120,7 +120,10 @@ METRICS = (
     Metric('return_best', 'Best return', 'The best evaluation of the trial. Chance favours it: judge by the return '
            'at the end.', '', 'higher', True),
     Metric('env_steps', 'Environment steps', 'Steps collected for training, all environments together.', counts=True),
-    Metric('seconds', 'Wall time', 'Since training began, with training and evaluation.', 's', 'lower'),
+    Metric('seconds', 'Wall time', 'From the first search to the end of training, evaluations on the way included.',
+           's', 'lower'),
+    Metric('evaluation_seconds', 'Evaluation', 'Time of all evaluations, also of the last one, which comes after '
+           'training and is no part of the wall time.', 's', 'lower'),
     Metric('env_steps_per_second', 'Throughput', 'Environment steps by wall time, training and evaluation included. '
            'It also depends on whatever else the machine did.', 'steps/s', 'higher', True),
     Metric('search_ms', 'Collect search', 'Mean time of one search while collecting, all environments together.', 'ms',
