@@ -1,14 +1,14 @@
-from statistics import median
 from typing import Any
 
 from matplotlib.ticker import LogLocator
-from rich.progress import Progress
 from rich.table import Table
 
+from .clock import Clock
+from .figures import as_text, error_bars, figure_of
 from .searcher import Searcher
 from .section import COLORS, Section, table_of
 from .settings import MODELS, Settings
-from .timing import in_turn, paired_ratio, until_the_window_is_full
+from .timing import in_turn, paired_ratios, until_the_window_is_full
 
 MODEL = '64 wide, window 8'
 AXES = {'env_num': 'environments', 'num_simulations': 'simulations', 'context_length': 'window (tokens)'}
@@ -21,40 +21,45 @@ class Growth(Section):
     """
     name = 'growth'
 
-    def measure(self, settings: Settings, progress: Progress) -> list[dict]:
+    def measure(self, settings: Settings, clock: Clock) -> list[dict]:
         grid = dict(
             env_num=settings.env_nums, num_simulations=settings.simulations, context_length=settings.windows
         )
         rows = []
-        for axis, values in grid.items():
-            for value in values:
-                search = dict(MODELS[MODEL], env_num=settings.env_num, num_simulations=settings.num_simulations)
-                search[axis] = value
-                searchers = [Searcher(**search), Searcher(**search, kv_cache={})]
-                of_release, of_plugin = in_turn(
-                    searchers, until_the_window_is_full(search['context_length']), settings.growth_steps, progress,
-                    f'growth: {value} {AXES[axis]}'
-                )
-                rows.append(dict(
-                    axis=axis, value=value, release_ms=1000 * median(of_release), plugin_ms=1000 * median(of_plugin),
-                    ratio=paired_ratio(of_plugin, of_release),
-                ))
+        sizes = [(axis, value) for axis, values in grid.items() for value in values]
+        for axis, value in clock.each(sizes, lambda size: f'growth: {size[1]} {AXES[size[0]]}'):
+            search = dict(MODELS[MODEL], env_num=settings.env_num, num_simulations=settings.num_simulations)
+            search[axis] = value
+            searchers = [Searcher(**search), Searcher(**search, kv_cache={})]
+            warm_up = until_the_window_is_full(search['context_length'])
+            times = in_turn(searchers, warm_up, settings.growth_steps, clock)
+            if times is None:
+                continue
+            of_release, of_plugin = times
+            rows.append(dict(
+                axis=axis, value=value, **figure_of('release_ms', [1000 * seconds for seconds in of_release]),
+                **figure_of('plugin_ms', [1000 * seconds for seconds in of_plugin]),
+                **figure_of('ratio', paired_ratios(of_plugin, of_release)),
+            ))
         return rows
 
     def table(self, rows: list[dict]) -> Table:
-        table = table_of('One collect step as the search grows, 64 wide (medians of pairs)', 'what grows', 'to',
-                         'release', 'plugin', 'plugin / release', names=2)
+        table = table_of('One collect step as the search grows, 64 wide', 'what grows', 'to', 'release (ms)',
+                         'plugin (ms)', 'plugin / release', names=2)
         for row in rows:
-            table.add_row(AXES[row['axis']], str(row['value']), f"{row['release_ms']:,.0f} ms",
-                          f"{row['plugin_ms']:,.0f} ms", f"{row['ratio']:.2f}")
+            table.add_row(AXES[row['axis']], str(row['value']), as_text(row, 'release_ms', '{:,.0f}'),
+                          as_text(row, 'plugin_ms', '{:,.0f}'), as_text(row, 'ratio', '{:.2f}'))
         return table
 
     def plot(self, rows: list[dict], figure: Any) -> None:
-        for panel, (axis, label) in zip(figure.subplots(1, len(AXES)), AXES.items()):
+        measured = list(dict.fromkeys(row['axis'] for row in rows))
+        for panel, axis in zip(figure.subplots(1, len(measured), squeeze=False)[0], measured):
+            label = AXES[axis]
             of_axis = [row for row in rows if row['axis'] == axis]
             values = [row['value'] for row in of_axis]
             for arm, color in COLORS.items():
-                panel.plot(values, [row[f'{arm}_ms'] for row in of_axis], 'o-', color=color, label=arm)
+                medians, bars = [row[f'{arm}_ms'] for row in of_axis], error_bars(of_axis, f'{arm}_ms')
+                panel.errorbar(values, medians, bars, fmt='o-', color=color, label=arm)
             for row in of_axis:
                 panel.annotate(f"{row['ratio']:.2f}", (row['value'], row['plugin_ms']), xytext=(0, -14),
                                textcoords='offset points', ha='center', fontsize='small', color=COLORS['plugin'])

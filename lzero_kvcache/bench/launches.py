@@ -2,11 +2,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.progress import Progress
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
 from ..world_model import linear
+from .clock import Clock
 from .searcher import Searcher
 from .section import COLORS, Section, in_lines, table_of
 from .settings import MODELS, Settings
@@ -37,16 +37,14 @@ class Launches(Section):
     """
     name = 'launches'
 
-    def measure(self, settings: Settings, progress: Progress) -> list[dict]:
+    def measure(self, settings: Settings, clock: Clock) -> list[dict]:
         rows = []
-        task = progress.add_task('launches', total=2 * len(settings.models))
-        for model in settings.models:
+        for model in clock.each(settings.models, 'launches: {}'.format):
             row = dict(model=model)
             for arm, kv_cache in (('release', None), ('plugin', {})):
                 few, many = settings.num_simulations // 2, settings.num_simulations
                 counts = [self._count(settings, model, kv_cache, simulations) for simulations in (few, many)]
                 row[arm] = (counts[1] - counts[0]) / (many - few)
-                progress.advance(task)
             rows.append(dict(row, ratio=row['plugin'] / row['release']))
         return rows
 

@@ -1,9 +1,9 @@
 from typing import Any
 
-from rich.progress import Progress
 from rich.table import Table
 
 from ..store.memory import tensor_bytes
+from .clock import Clock
 from .searcher import Searcher
 from .section import COLORS, Section, table_of
 from .settings import MODELS, Settings
@@ -20,10 +20,9 @@ class Memory(Section):
     """
     name = 'memory'
 
-    def measure(self, settings: Settings, progress: Progress) -> list[dict]:
+    def measure(self, settings: Settings, clock: Clock) -> list[dict]:
         rows = []
-        task = progress.add_task('memory by window', total=len(settings.windows))
-        for window in settings.windows:
+        for window in clock.each(settings.windows, 'memory: window of {}'.format):
             search = dict(MODELS[MODEL], context_length=window, env_num=ENV_NUM,
                           num_simulations=settings.num_simulations)
             release, plugin = Searcher(**search), Searcher(**search, kv_cache={})
@@ -36,7 +35,6 @@ class Memory(Section):
             of_plugin = manager.memory_bytes()['recur_pool'] / len(manager.recur_pool)
             rows.append(dict(window=window, release_bytes=of_release, plugin_bytes=of_plugin,
                              ratio=of_plugin / of_release))
-            progress.advance(task)
         return rows
 
     def table(self, rows: list[dict]) -> Table:

@@ -5,12 +5,13 @@ from statistics import median
 from time import perf_counter_ns
 from typing import Any
 
-from rich.progress import Progress
 from rich.table import Table
 
 from ..eviction import EVICTION_REGISTRY
 from ..lock import CopyableLock
 from ..pool import KVCachePool
+from .clock import Clock
+from .figures import as_text, figure_of
 from .section import Section, table_of
 from .settings import Settings
 
@@ -105,12 +106,11 @@ class PoolOperations(Section):
     """
     name = 'pool_operations'
 
-    def measure(self, settings: Settings, progress: Progress) -> list[dict]:
+    def measure(self, settings: Settings, clock: Clock) -> list[dict]:
         rng, rows, sizes = random.Random(0), [], settings.pool_sizes
         strategies = [*sorted(EVICTION_REGISTRY), CONTROL]
-        task = progress.add_task('pool operations', total=len(strategies))
         # One strategy at a time keeps the memory small; within it every size runs in every round, in random order.
-        for strategy in strategies:
+        for strategy in clock.each(strategies, 'pool operations: {}'.format):
             workloads = {size: Workload(strategy, size, rng) for size in sizes}
             times = {(operation, size): [] for operation in OPERATIONS for size in sizes}
             gc.collect()
@@ -118,17 +118,17 @@ class PoolOperations(Section):
             try:
                 for _ in range(settings.pool_rounds + 1):
                     for operation, size in rng.sample(sorted(times), len(times)):
-                        times[operation, size].append(workloads[size].nanoseconds(operation, settings.operations))
+                        with clock.measuring():
+                            times[operation, size].append(workloads[size].nanoseconds(operation, settings.operations))
             finally:
                 gc.enable()
             for (operation, size), of_round in times.items():
                 # The first round warms up.
                 smallest, of_round = times[operation, sizes[0]][1:], of_round[1:]
                 rows.append(dict(
-                    operation=operation, strategy=strategy, pool_size=size, nanoseconds=median(of_round),
-                    ratio=median(time / base for time, base in zip(of_round, smallest)),
+                    operation=operation, strategy=strategy, pool_size=size, **figure_of('nanoseconds', of_round),
+                    **figure_of('ratio', [time / base for time, base in zip(of_round, smallest)]),
                 ))
-            progress.advance(task)
         lock = median(lock_nanoseconds(settings.operations) for _ in range(settings.pool_rounds))
         return [dict(row, lock_nanoseconds=lock) for row in rows]
 
@@ -136,13 +136,13 @@ class PoolOperations(Section):
         sizes = sorted({row['pool_size'] for row in rows})
         title = (
             f"Nanoseconds per operation, {rows[0]['lock_nanoseconds']:,.0f} of them for the pool's lock, and the ratio "
-            f'to a pool of {sizes[0]:,} entries (medians)'
+            f'to a pool of {sizes[0]:,} entries'
         )
         table = table_of(title, 'operation', 'strategy', *(f'{size:,}' for size in sizes), names=2)
         for operation in OPERATIONS:
             for strategy in dict.fromkeys(row['strategy'] for row in rows):
                 of_sizes = {
-                    row['pool_size']: f"{row['nanoseconds']:,.0f} x{row['ratio']:.2f}" for row in rows
+                    row['pool_size']: f"{as_text(row, 'nanoseconds', '{:,.0f}')} x{row['ratio']:.2f}" for row in rows
                     if (row['operation'], row['strategy']) == (operation, strategy)
                 }
                 table.add_row(operation, strategy, *(of_sizes[size] for size in sizes))

@@ -1,10 +1,12 @@
 """All sections of the benchmark, one after another: a folder with JSON and plots, tables on the screen."""
 import json
-import logging
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from io import BytesIO
+from math import inf
 from pathlib import Path
+from time import perf_counter
 
 import torch
 from matplotlib.figure import Figure
@@ -12,6 +14,7 @@ from rich.progress import Progress
 
 from ..files import write_atomically
 from ..output import output_to
+from .clock import Clock, busy_sentence
 from .growth import Growth
 from .launches import Launches
 from .machine import machine
@@ -40,21 +43,35 @@ def run_benchmark(names: Sequence[str], settings: Settings, threads: int, out: P
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
-    # LightZero lets every logger of the process speak, down to its debug messages.
-    logging.getLogger('matplotlib').setLevel(logging.WARNING)
-    report = dict(machine=machine(), threads=threads, settings=asdict(settings), sections={})
+    report = dict(machine=machine(), threads=threads, load_before=os.getloadavg()[0], settings=asdict(settings),
+                  measured={}, sections={})
     sections = [section for section in SECTIONS if section.name in names]
+    end = perf_counter() + (inf if settings.seconds is None else settings.seconds)
+    clocks = []
     with output_to(out / LOG) as screen:
-        with Progress(console=screen, redirect_stdout=False, redirect_stderr=False) as progress:
+        # A thread that draws would take a part of what is measured.
+        with Progress(console=screen, auto_refresh=False, redirect_stdout=False, redirect_stderr=False) as progress:
             overall = progress.add_task('sections', total=len(sections))
-            for section in sections:
-                rows = section.measure(settings, progress)
+            for number, section in enumerate(sections):
+                # The first ones have more to measure.
+                clock = Clock(progress, 2 * (end - perf_counter()) / (len(sections) - number + 1))
+                clocks.append(clock)
+                rows = section.measure(settings, clock)
                 report['sections'][section.name] = rows
+                report['measured'][section.name] = dict(
+                    seconds=clock.measured, seconds_with_a_core=clock.computed, left_out=clock.left_out
+                )
                 write_atomically(out / REPORT, json.dumps(report, indent=2))
                 draw(section, rows, out / f'{section.name}.png')
-                progress.console.print(section.table(rows), '')
+                progress.console.print(section.table(rows))
+                if clock.left_out:
+                    progress.console.print(f"Left out, because the time was short: {'; '.join(clock.left_out)}.")
+                progress.console.print()
                 progress.advance(overall)
-        screen.print(', '.join(f'{key}: {value}' for key, value in report['machine'].items()), f'threads: {threads}',
+        busy = busy_sentence(sum(clock.measured for clock in clocks), sum(clock.computed for clock in clocks),
+                             report['load_before'], os.cpu_count())
+        screen.print('Medians; ± is half the distance between the quartiles.', *filter(None, [busy]),
+                     ', '.join(f'{key}: {value}' for key, value in report['machine'].items()), f'threads: {threads}',
                      f'Written to {out}: {REPORT}, ' + ', '.join(f'{section.name}.png' for section in sections),
                      f'Output of LightZero: {out / LOG}', sep='\n', soft_wrap=True)
 

@@ -1,10 +1,10 @@
 from abc import ABC, abstractmethod
 from typing import Any
 
-from rich.progress import Progress
 from rich.table import Table
 
 from ..wide_table import WideTable
+from .clock import Clock
 from .settings import Settings
 
 COLORS = {'release': 'tab:orange', 'plugin': 'tab:blue'}
@@ -19,13 +19,13 @@ class Section(ABC):
     name: str
 
     @abstractmethod
-    def measure(self, settings: Settings, progress: Progress) -> list[dict]:
+    def measure(self, settings: Settings, clock: Clock) -> list[dict]:
         """
         Overview:
             Measure.
         Arguments:
             - settings (:obj:`Settings`): What and how often.
-            - progress (:obj:`Progress`): Shows how far it is.
+            - clock (:obj:`Clock`): Says which sizes there is time for.
         Returns:
             - rows (:obj:`List[Dict]`): What was measured, ready for JSON.
         """

@@ -1,4 +1,5 @@
 from dataclasses import dataclass
+from typing import Optional
 
 MODELS = {
     '64 wide, window 8': dict(embed_dim=64, context_length=8),
@@ -14,16 +15,19 @@ class Settings:
     Overview:
         What a benchmark measures, and how often.
     Arguments:
-        - steps (:obj:`int`): Collect steps of each arm per measurement.
+        - seconds (:obj:`Optional[float]`): What all sections may take together: where it is short, sizes are left out.
+            None: whatever they need.
+        - steps (:obj:`int`): Collect steps of each arm per measurement, fewer where the time is short.
         - growth_steps (:obj:`int`): The same, where the search grows.
         - models (:obj:`Tuple[str, ...]`): Names in ``MODELS``.
         - env_num, num_simulations (:obj:`int`): The search.
         - env_nums, simulations, windows (:obj:`Tuple[int, ...]`): What the search grows to, windows in tokens.
         - pool_shares (:obj:`Tuple[float, ...]`): Recur pools, as shares of a search's nodes.
-        - small_pool (:obj:`float`): The one of them that every model is measured with.
+        - small_pool (:obj:`Optional[float]`): The one of them for the other models; None: none of them is measured.
         - pool_sizes (:obj:`Tuple[int, ...]`): Pools whose operations are timed, in entries.
         - pool_rounds, operations (:obj:`int`): How often each is timed, and by how many operations.
     """
+    seconds: Optional[float] = None
     steps: int = 30
     growth_steps: int = 7
     models: tuple[str, ...] = tuple(MODELS)
@@ -33,13 +37,14 @@ class Settings:
     simulations: tuple[int, ...] = (25, 50, 100, 200, 400)
     windows: tuple[int, ...] = (8, 16, 40, 80, 128)
     pool_shares: tuple[float, ...] = (0.05, 0.1, 0.25, 0.5, 0.75, 1.0)
-    small_pool: float = 0.25
+    small_pool: Optional[float] = 0.25
     pool_sizes: tuple[int, ...] = (100, 1_000, 10_000, 100_000)
     pool_rounds: int = 200
     operations: int = 500
 
 
 QUICK = Settings(
-    steps=4, growth_steps=2, models=('64 wide, window 8', '768 wide, window 8, images'), env_nums=(1, 8),
-    simulations=(25, 50), windows=(8, 40), pool_shares=(0.25, 1.0), pool_rounds=20,
+    seconds=70, steps=15, growth_steps=15, models=('64 wide, window 8', '768 wide, window 8, images'),
+    num_simulations=25, env_nums=(1, 16), simulations=(50, 100), windows=(16, 40), pool_shares=(0.25, ),
+    small_pool=None, pool_sizes=(100, 10_000), pool_rounds=20,
 )

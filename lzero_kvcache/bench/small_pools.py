@@ -1,13 +1,14 @@
 from typing import Any
 
-from rich.progress import Progress
 from rich.table import Table
 
 from ..eviction import EVICTION_REGISTRY
+from .clock import Clock
+from .figures import as_text, figure_of
 from .searcher import Searcher
 from .section import Section, in_lines, table_of
 from .settings import MODELS, Settings
-from .timing import in_turn, paired_ratio, until_the_window_is_full
+from .timing import in_turn, paired_ratios, until_the_window_is_full
 
 GOAL = 0.7
 
@@ -20,30 +21,34 @@ class SmallPools(Section):
     """
     name = 'small_pools'
 
-    def measure(self, settings: Settings, progress: Progress) -> list[dict]:
+    def measure(self, settings: Settings, clock: Clock) -> list[dict]:
+        first, *others = settings.models
+        sizes = [(first, share) for share in settings.pool_shares]
+        if settings.small_pool is not None:
+            sizes += [(model, settings.small_pool) for model in others]
         rows = []
-        for number, model in enumerate(settings.models):
-            for share in settings.pool_shares if number == 0 else (settings.small_pool, ):
-                rows += self._measure(settings, model, share, progress)
+        for model, share in clock.each(sizes, lambda size: f'recur pool of {size[1]:.0%}: {size[0]}'):
+            rows += self._measure(settings, model, share, clock)
         return rows
 
-    def _measure(self, settings: Settings, model: str, share: float, progress: Progress) -> list[dict]:
+    def _measure(self, settings: Settings, model: str, share: float, clock: Clock) -> list[dict]:
         search = dict(MODELS[model], env_num=settings.env_num, num_simulations=settings.num_simulations)
         pool = dict(size=max(1, round(share * settings.env_num * settings.num_simulations)))
         strategies = sorted(EVICTION_REGISTRY)
         searchers = [Searcher(**search, kv_cache=dict(strategy='lru'))]
         searchers += [Searcher(**search, kv_cache=dict(strategy=name, recur_pool=pool)) for name in strategies]
-        unlimited, *times = in_turn(
-            searchers, until_the_window_is_full(search['context_length']), max(2, settings.steps // 2), progress,
-            f'recur pool of {share:.0%}: {model}'
-        )
-        rows = []
-        for strategy, searcher, taken in zip(strategies, searchers[1:], times):
+        warm_up = until_the_window_is_full(search['context_length'])
+        times = in_turn(searchers, warm_up, max(2, settings.steps // 2), clock)
+        if times is None:
+            return []
+        rows, unlimited = [], times[0]
+        for strategy, searcher, taken in zip(strategies, searchers[1:], times[1:]):
             inference = searcher.world_model.kv_cache_inference
             queries = inference.manager.recur_pool.stats.total_queries
             rows.append(dict(
                 model=model, share=share, pool_size=pool['size'], strategy=strategy,
-                hit_rate=inference.manager.recur_pool.stats.hit_rate, throughput=1 / paired_ratio(taken, unlimited),
+                hit_rate=inference.manager.recur_pool.stats.hit_rate,
+                **figure_of('throughput', paired_ratios(unlimited, taken)),
                 last_inference=inference.manager.wm_pool.stats.hits / queries,
                 restored=inference.rebuild_stats.restored / queries, rebuilt=inference.rebuild_stats.rebuilds / queries,
             ))
@@ -55,7 +60,8 @@ class SmallPools(Section):
                          'wm', 'restored', 'rebuilt', 'speed', names=3)
         for row in rows:
             shares = [f'{row[name]:.1%}' for name in ('hit_rate', 'last_inference', 'restored', 'rebuilt')]
-            table.add_row(row['model'], f"{row['share']:.0%}", row['strategy'], *shares, f"{row['throughput']:.2f}")
+            table.add_row(row['model'], f"{row['share']:.0%}", row['strategy'], *shares,
+                          as_text(row, 'throughput', '{:.2f}'))
         return table
 
     def plot(self, rows: list[dict], figure: Any) -> None:

@@ -1,11 +1,8 @@
 """Timing in pairs: whoever is compared takes turns, because machines are never quiet."""
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from statistics import median
 from time import perf_counter
-from typing import Any
-
-from rich.progress import Progress
+from typing import Any, Optional
 
 from ..store import ContextBatch, TokenStore
 from ..world_model.contexts import NodeContexts
@@ -13,8 +10,10 @@ from ..world_model.histories import EnvironmentHistories
 from ..world_model.managed import ManagedInference
 from ..world_model.weights import WeightsWatch
 from ..world_model.window import ContextWindow
+from .clock import Clock
 from .searcher import Searcher
 
+FEWEST_STEPS = 5
 # Everything between the policy and the forward passes, at roots and nodes: histories, names and keys, look-ups and
 # gather, masks, scatter, pools, and whether the weights are still the same.
 CACHE_WORK = (
@@ -38,29 +37,35 @@ def seconds_of_step(searcher: Searcher) -> float:
 
 
 def in_turn(
-        searchers: Sequence[Searcher], warm_up: int, steps: int, progress: Progress, name: str
-) -> list[list[float]]:
+        searchers: Sequence[Searcher], warm_up: int, steps: int, clock: Clock
+) -> Optional[list[list[float]]]:
     """
     Overview:
         Time collect steps, one of each searcher in turn.
     Arguments:
         - searchers (:obj:`Sequence[Searcher]`): Whoever is compared.
-        - warm_up (:obj:`int`): Steps before the first that counts.
-        - steps (:obj:`int`): Steps that count.
-        - progress (:obj:`Progress`): Shows how far it is.
-        - name (:obj:`str`): What it says beside.
+        - warm_up (:obj:`int`): Steps before the first that counts, at least 2.
+        - steps (:obj:`int`): Steps that count, at most; ``FEWEST_STEPS`` where the time is short.
+        - clock (:obj:`Clock`): The section's.
     Returns:
-        - seconds (:obj:`List[List[float]]`): Of each searcher's steps.
+        - seconds (:obj:`Optional[List[List[float]]]`): Of each searcher's steps; None where there is no time for them.
     """
-    task = progress.add_task(name, total=warm_up + steps)
-    times: list[list[float]] = [[] for _ in searchers]
-    for step in range(warm_up + steps):
-        for searcher, of_searcher in zip(searchers, times):
-            taken = seconds_of_step(searcher)
-            if step >= warm_up:
-                of_searcher.append(taken)
-        progress.advance(task)
-    return times
+    end, fewest = clock.end_of_size(), min(steps, FEWEST_STEPS)
+    rounds = [_round(searchers) for _ in range(2)]
+    if not clock.has_time_for((warm_up - 2 + fewest) * min(map(sum, rounds))):
+        clock.leave_out()
+        return None
+    for _ in range(warm_up - 2):
+        _round(searchers)
+    measured: list[list[float]] = []
+    while len(measured) < fewest or (len(measured) < steps and perf_counter() < end):
+        with clock.measuring():
+            measured.append(_round(searchers))
+    return [list(of_searcher) for of_searcher in zip(*measured)]
+
+
+def _round(searchers: Sequence[Searcher]) -> list[float]:
+    return [seconds_of_step(searcher) for searcher in searchers]
 
 
 def until_the_window_is_full(context_length: int) -> int:
@@ -73,15 +78,15 @@ def until_the_window_is_full(context_length: int) -> int:
     return context_length // 2 + 2
 
 
-def paired_ratio(times: Sequence[float], base: Sequence[float]) -> float:
+def paired_ratios(times: Sequence[float], base: Sequence[float]) -> list[float]:
     """
     Overview:
-        The median of the ratios of steps that were taken in turn.
+        The ratios of steps that were taken in turn.
     Arguments:
         - times (:obj:`Sequence[float]`): Seconds.
         - base (:obj:`Sequence[float]`): Seconds of the other's steps.
     """
-    return median(time / other for time, other in zip(times, base))
+    return [time / other for time, other in zip(times, base)]
 
 
 @contextmanager

@@ -9,17 +9,22 @@ SECTIONS = ('steps', 'growth', 'small_pools', 'memory', 'pool_operations', 'laun
 @click.command()
 @click.option('--section', 'names', multiple=True, default=SECTIONS, type=click.Choice(SECTIONS), show_default='all',
               help='What is measured; once for each.')
-@click.option('--steps', type=click.IntRange(2), help='Collect steps per measurement.  [default: 30]')
-@click.option('--quick', is_flag=True, help='Fewer models, sizes and steps: a first look.')
-@click.option('--threads', default=2, show_default=True, type=click.IntRange(1), help='Threads of PyTorch.')
+@click.option('--steps', type=click.IntRange(2),
+              help='Collect steps per measurement.  [default: 30; with --quick 5 to 15]')
+@click.option('--quick', is_flag=True, help='A first look in less than two minutes: fewer models, sizes and steps.')
+@click.option('--threads', default=1, show_default=True, type=click.IntRange(1),
+              help='Threads of PyTorch. More of them slow small models down, above all where others use the machine.')
 @click.option('--out', default='data_benchmarks/kv_cache', type=click.Path(path_type=Path, file_okay=False),
               show_default=True, help='Folder for the JSON file and the plots.')
 def bench(names: tuple, steps: int, quick: bool, threads: int, out: Path) -> None:
     """What does a search cost with the cache? Release and plugin in turn, step by step, in one process."""
     from dataclasses import replace
 
+    from ..output import loading
+
     try:
-        from ..bench.report import run_benchmark
+        with loading('LightZero'):
+            from ..bench.report import run_benchmark
     except ModuleNotFoundError as error:
         if not error.name.startswith('matplotlib'):
             raise
