@@ -1,9 +1,11 @@
 """LightZero prints and logs a lot: to a file, so that the screen says what matters."""
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TextIO
 
 from rich.console import Console
@@ -71,6 +73,22 @@ def console_of(file: TextIO) -> Console:
     return Console(file=file, width=None if file.isatty() or os.environ.get('COLUMNS') else COLUMNS_OF_A_FILE)
 
 
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """
+    Overview:
+        Import LightZero, and what needs it, within the ``with`` block. What other packages say of themselves meanwhile
+        is of no use, and is shown only if the block fails.
+    Arguments:
+        - what (:obj:`str`): What is loaded, for the screen.
+    """
+    with TemporaryDirectory() as folder, output_to(Path(folder) / 'loading.log') as screen:
+        with spinner(screen, f'Loading {what} ...'):
+            yield
+    # LightZero lets every logger of the process speak, and matplotlib tells of each font that it looks at.
+    logging.getLogger('matplotlib').setLevel(logging.WARNING)
+
+
 def spinner(screen: Console, text: str) -> Live:
     """
     Overview:
@@ -96,5 +114,7 @@ def _flush(disk_may_be_full: bool = False) -> None:
 
 def _show_tail(screen: Console, log_path: Path) -> None:
     lines = log_path.read_text(errors='replace').splitlines()[-LINES_SHOWN_ON_FAILURE:]
-    for line in (f'The run has failed. The last lines of {log_path}:', *map(printable, lines)):
+    if not lines:
+        return
+    for line in (f'This has failed. The last lines of {log_path}:', *map(printable, lines)):
         screen.print(line, markup=False, highlight=False, soft_wrap=True)

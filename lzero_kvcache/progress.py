@@ -2,13 +2,17 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any, Optional
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from .experiment.run_folder import newest_checkpoint
 from .output import output_to
 from .tables import contexts_summary, statistics_table
+
+SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @contextmanager
@@ -16,7 +20,8 @@ def run_progress(exp_name: str, max_env_step: Optional[int] = None) -> Iterator[
     """
     Overview:
         Show the progress of the LightZero entry that runs within the ``with`` block. What it prints and logs goes to
-        ``EXP_NAME.log``; the cache's statistics, and where TensorBoard's logs lie, are shown when it is done.
+        ``EXP_NAME.log``; the cache's statistics, and where the checkpoint and TensorBoard's logs lie, are shown when it
+        is done.
     Arguments:
         - exp_name (:obj:`str`): The run's folder, which must not exist yet, or LightZero would choose another one.
         - max_env_step (:obj:`Optional[int]`): The environment steps that the run collects, if known.
@@ -38,6 +43,8 @@ def run_progress(exp_name: str, max_env_step: Optional[int] = None) -> Iterator[
         finally:
             step_listeners.remove(display.on_step)
         display.show_statistics()
+        if display.is_training:
+            screen.print(f'Checkpoint: {newest_checkpoint(Path(exp_name))}', markup=False, soft_wrap=True)
         screen.print(f'TensorBoard: tensorboard --logdir {exp_name}/log   (scalars kv_cache/...)', markup=False,
                      soft_wrap=True)
         screen.print(f'Output of LightZero: {log_path}', markup=False, soft_wrap=True)
@@ -50,8 +57,11 @@ class _RunDisplay:
         self.progress = Progress(
             TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('environment steps'),
             TextColumn('{task.fields[activity]}'), TimeElapsedColumn(), console=screen,
-            redirect_stdout=False, redirect_stderr=False
+            redirect_stdout=False, redirect_stderr=False,
+            # A thread that draws would take a part of the processor from the training.
+            auto_refresh=False
         )
+        self._drawn_at = 0.
         self._screen = screen
         self._task = self.progress.add_task('training' if max_env_step else 'run', total=max_env_step, activity='')
         self._learner_steps = 0
@@ -66,9 +76,16 @@ class _RunDisplay:
             self._searches += 1
             activity = f'{phase}, search {self._searches}'
         self.progress.update(self._task, advance=env_num if phase == 'collect' else 0, activity=activity)
+        if monotonic() - self._drawn_at > SECONDS_BETWEEN_LOOKS:
+            self._drawn_at = monotonic()
+            self.progress.refresh()
         # A bar is drawn on a terminal only; elsewhere lines show that the run is alive.
         if not self._screen.is_terminal and (self._searches + self._learner_steps) % 50 == 0:
             self._screen.print(f'{int(self.progress.tasks[0].completed)} environment steps, {activity}')
+
+    @property
+    def is_training(self) -> bool:
+        return self.progress.tasks[0].completed > 0
 
     def summary(self) -> str:
         steps = int(self.progress.tasks[0].completed)

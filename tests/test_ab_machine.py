@@ -4,6 +4,7 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from easydict import EasyDict
 from hypothesis import given
 from hypothesis import strategies as st
 from processes import needs_proc, trial_processes
@@ -23,8 +24,15 @@ class Sleep:
         return time.sleep, (600, )
 
 
+# An experiment whose model may have several threads.
+WIDE = SimpleNamespace(main_config=EasyDict(policy=dict(model=dict(world_model_cfg=dict(embed_dim=768)))))
+
+
 def specs(count: int) -> list:
-    return [SimpleNamespace(name=f'trial{number}', to_bytes=lambda: pickle.dumps(Sleep())) for number in range(count)]
+    return [
+        SimpleNamespace(name=f'trial{number}', to_bytes=lambda: pickle.dumps(Sleep()), experiment=WIDE)
+        for number in range(count)
+    ]
 
 
 @needs_proc

@@ -214,6 +214,19 @@ def test_the_chinese_readme_is_as_complete_as_the_english_one():
     assert codes[1] == codes[0]
 
 
+@pytest.mark.slow
+def test_the_world_model_of_the_readme_is_there_and_imagines(tmp_path):
+    code = '\n'.join(code for code in code_blocks(ROOT / 'README.md', 'python') if 'world_model.' in code)
+    assert code.index('world_model = ') < code.index('rollout = ')
+    (tmp_path / 'small.py').write_text(SMALL)
+    (tmp_path / 'script.py').write_text(
+        code.replace('configs.cartpole_unizero_config', 'small').replace('max_env_step=300', 'max_env_step=20')
+        + "\nprint(rollout.rewards.shape, world_model.kv_cache_manager.get_stats_summary()['recur_pool'])"
+    )
+    said = run(tmp_path, 'script.py').splitlines()[-1]
+    assert re.fullmatch(r'torch.Size\(\[3, 15\]\) CacheStats\(hits=[1-9].*\)', said)
+
+
 @pytest.mark.parametrize('document', ['README.md', 'docs/migrating.md'])
 def test_the_ab_config_is_one(document, tmp_path):
     (code, ) = [code for code in code_blocks(ROOT / document, 'python') if '\narms = ' in code]

@@ -7,7 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from training import read_scalars
+
+from lzero_kvcache.ab.machine_limits import cores
+from lzero_kvcache.threads import VARIABLES
 
 pytestmark = pytest.mark.slow
 
@@ -26,13 +30,21 @@ OTHER_SCRIPTS = [
 def run_script(module: str, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, '-m', module, *arguments], cwd=ROOT, capture_output=True, text=True,
-        # Wide enough for a table; a second thread costs a small model more than it brings.
-        env=dict(os.environ, COLUMNS='120', OMP_NUM_THREADS='1'),
+        # Wide enough for a table. How many threads there are is for the script to choose.
+        env={name: value for name, value in dict(os.environ, COLUMNS='120').items() if name not in VARIABLES},
     )
 
 
-def check_output(completed: subprocess.CompletedProcess, phase: str) -> None:
+def check_quiet(completed: subprocess.CompletedProcess) -> None:
+    """Nothing comes before our own first line, nor beside the others."""
     assert completed.returncode == 0, completed.stdout + completed.stderr
+    assert completed.stderr == ''
+    if cores() > 1 and not torch.cuda.is_available():
+        assert completed.stdout.startswith('One thread, because more of them slow down a model of width 64.')
+
+
+def check_output(completed: subprocess.CompletedProcess, phase: str) -> None:
+    check_quiet(completed)
     for pool in ('init_pools', 'recur_pool', 'wm_pool'):
         assert re.search(rf'^ *{pool} +\d', completed.stdout, re.MULTILINE)
     folder = re.search(r'tensorboard --logdir (\S+)', completed.stdout).group(1)
@@ -56,7 +68,9 @@ def helps() -> dict[str, subprocess.CompletedProcess]:
 def test_every_other_script_has_help(helps, script):
     completed = helps[script]
     assert completed.returncode == 0, completed.stderr
-    for option in ('--strategy', '--recur-pool-size', '--mode', '--rope-positions', '--seed', '--exp-name'):
+    assert completed.stderr == '' and completed.stdout.startswith('Usage: ')
+    for option in ('--strategy', '--recur-pool-size', '--mode', '--rope-positions', '--seed', '--exp-name',
+                   '--threads'):
         assert option in completed.stdout
 
 
@@ -73,15 +87,19 @@ def test_training_evaluating_its_checkpoint_and_imagining(tmp_path):
     )
     check_output(trained, 'collect')
 
-    checkpoint = tmp_path / 'train' / 'ckpt' / 'ckpt_best.pth.tar'
-    evaluated = run_script(EVAL, str(checkpoint), '--exp-name', str(tmp_path / 'eval'))
+    # As the last lines say.
+    commands = dict(re.findall(r'-m (\S+) (\S+\.pth\.tar)$', trained.stdout, re.MULTILINE))
+    assert list(commands) == [EVAL, IMAGINE]
+    evaluated = run_script(EVAL, commands[EVAL], '--exp-name', str(tmp_path / 'eval'))
     check_output(evaluated, 'eval')
     assert float(re.search(r'mean return: (\S+)', evaluated.stdout).group(1)) > 0
 
+    # CartPole's episodes end after 200 steps.
     imagined = run_script(
-        IMAGINE, str(checkpoint), '--horizon', '3', '--episodes', '1', '--out', str(tmp_path / 'imagine.png')
+        IMAGINE, commands[IMAGINE], '--horizon', '201', '--episodes', '1', '--out', str(tmp_path / 'imagine.png')
     )
-    assert imagined.returncode == 0, imagined.stdout + imagined.stderr
+    check_quiet(imagined)
+    steps = re.search(r'No episode had 201 steps: the horizon is (\d+)', imagined.stdout).group(1)
     for positions in ('release', 'aligned'):
-        assert re.search(rf"rope_positions='{positions}': \d+ rollouts of 3 steps", imagined.stdout)
+        assert re.search(rf"rope_positions='{positions}': 1 rollouts of {steps} steps", imagined.stdout)
     assert (tmp_path / 'imagine.png').stat().st_size > 10_000

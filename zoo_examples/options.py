@@ -9,6 +9,7 @@ import click
 from easydict import EasyDict
 
 from lzero_kvcache.config import MODES, ROPE_POSITIONS, KVCacheConfig
+from lzero_kvcache.threads import choose_threads
 
 # The folder of each scale's configs.
 SCALES = dict(laptop='configs', research='configs.research')
@@ -31,11 +32,14 @@ def run_options(config: str, max_env_step: Optional[int] = None) -> Callable:
         @wraps(command)
         def with_configs(
                 scale: str, strategy: str, recur_pool_size: Optional[int], mode: str, rope_positions: Optional[str],
-                exp_name: Optional[str], **options
+                exp_name: Optional[str], threads: Optional[int], **options
         ) -> None:
             module = import_module(f'{SCALES[scale]}.{config}')
             main_config = module.main_config
             apply_options(main_config, strategy, recur_pool_size, mode, rope_positions, exp_name)
+            choice = choose_threads(main_config.policy.model.world_model_cfg, threads)
+            if choice is not None:
+                click.echo(choice)
             if 'max_env_step' in options and options['max_env_step'] is None:
                 options['max_env_step'] = max_env_step if scale == 'laptop' else RESEARCH_MAX_ENV_STEP
             command(main_config, module.create_config, main_config.exp_name, **options)
@@ -56,6 +60,8 @@ def run_options(config: str, max_env_step: Optional[int] = None) -> Callable:
                          help="Rotary positions of a search.  [default: the config's]"),
             click.option('--seed', default=0, show_default=True, help='Random seed.'),
             click.option('--exp-name', help="Folder of the run.  [default: the config's, and the time]"),
+            click.option('--threads', type=click.IntRange(1),
+                         help='Threads on the CPU.  [default: 1 for small models, else as PyTorch chooses]'),
         ]
         for option in reversed(options):
             with_configs = option(with_configs)

@@ -34,6 +34,8 @@ class ABDisplay:
             TextColumn('{task.description}', table_column=Column(overflow='fold')), BarColumn(), MofNCompleteColumn(),
             TextColumn('{task.fields[unit]}'), TimeElapsedColumn(), console=console,
             disable=not console.is_terminal or not specs,
+            # A thread that draws would take a part of a core from the trials.
+            auto_refresh=False,
         )
         self._all = self._progress.add_task('all trials', total=len(specs), unit='trials')
         self._running: dict[str, tuple[TrialSpec, TaskID]] = {}
@@ -90,6 +92,7 @@ class ABDisplay:
         steps = {name: min(self._env_step(spec), spec.max_env_step) for name, (spec, _) in self._running.items()}
         for name, (_, task) in self._running.items():
             self._progress.update(task, completed=steps[name])
+        self._progress.refresh()
         if self._console.is_terminal or time.monotonic() - self._line_shown_at < SECONDS_BETWEEN_LINES or not steps:
             return
         self._line_shown_at = time.monotonic()

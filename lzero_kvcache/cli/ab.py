@@ -1,7 +1,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Optional
 
 import click
@@ -47,7 +46,7 @@ class CommaSeparated(click.ParamType):
 @click.option('--jobs', type=click.IntRange(1),
               help='Trials at a time on this machine.  [default: one per core, if 1.5 GiB of memory are free for each]')
 @click.option('--threads', type=click.IntRange(1),
-              help='Threads of each trial.  [default: cores / jobs; 1 on a cluster]')
+              help='Threads of each trial.  [default: 1 for small models and on a cluster, else cores / jobs]')
 @click.option('--backend', default='local', show_default=True, type=click.Choice(BACKENDS),
               help='local: processes of this machine. ray: Ray Core, here or on the cluster of --address.')
 @click.option('--address', help="With --backend ray: the cluster, e.g. auto or ray://HOST:10001.")
@@ -112,22 +111,20 @@ def ab(
 def _checked(config_path: Path, max_env_step: Optional[int], arms: Optional[list]) -> Any:
     import logging
 
-    from ..output import output_to, spinner
+    from ..output import loading
 
     config = refusal = None
-    # What importing LightZero prints is of no use.
-    with TemporaryDirectory() as folder, output_to(Path(folder) / 'loading.log') as screen:
-        with spinner(screen, f'Loading LightZero and {config_path} ...'):
-            from ..ab.config import load_ab_config
+    with loading(f'LightZero and {config_path}'):
+        from ..ab.config import load_ab_config
 
-            try:
-                config = load_ab_config(config_path, max_env_step)
-                config.specs(arms)
-            except ValueError as error:
-                refusal = error
+        try:
+            config = load_ab_config(config_path, max_env_step)
+            config.specs(arms)
+        except ValueError as error:
+            refusal = error
     if refusal is not None:
         raise click.ClickException(str(refusal))
-    # LightZero lets everything through, matplotlib's search for fonts, too.
+    # LightZero lets every logger speak, and nothing trains in this process.
     logging.getLogger().setLevel(logging.WARNING)
     return config
 
@@ -140,11 +137,14 @@ def _backend(
 
     from ..ab.local import LocalBackend
     from ..ab.machine_limits import cores, trials_that_fit, visible_gpus
+    from ..threads import is_small
 
     wanted = jobs or min(cores(), len(specs))
     if threads is None:
+        given = os.environ.get('OMP_NUM_THREADS')
+        small = all(is_small(spec.experiment.main_config.policy.model.world_model_cfg) for spec in specs)
         # Whatever memory is free: trials with different numbers of threads cannot be compared.
-        threads = 1 if address else max(1, min(cores() // wanted, int(os.environ.get('OMP_NUM_THREADS') or cores())))
+        threads = 1 if address or (small and not given) else max(1, min(cores() // wanted, int(given or cores())))
     if jobs is None:
         jobs = min(wanted, trials_that_fit() or wanted)
         if jobs < wanted and not address:

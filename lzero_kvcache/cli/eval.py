@@ -10,7 +10,7 @@ import click
 from .run import INTERRUPTED, RunFailed, prepare, run
 
 # Of the options of 'run'.
-SHARED = ('config', 'config_arguments', 'strategy', 'recur_pool_size', 'mode', 'assignments', 'seed', 'cpu')
+SHARED = ('config', 'config_arguments', 'strategy', 'recur_pool_size', 'mode', 'assignments', 'seed', 'threads', 'cpu')
 OPTIONS = [
     click.Option(
         ('--checkpoint', ), required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False),

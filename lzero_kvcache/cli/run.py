@@ -3,7 +3,6 @@ import traceback
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Optional
 
 import click
@@ -36,11 +35,13 @@ class RunFailed(click.ClickException):
               help='A checkpoint whose weights the run begins with.')
 @click.option('--exp-name', type=click.Path(path_type=Path),
               help="Folder of the run.  [default: the config's, and the time]")
+@click.option('--threads', type=click.IntRange(1),
+              help='Threads on the CPU.  [default: 1 for small models, else as PyTorch chooses]')
 @click.option('--cpu', is_flag=True, help='Leave a GPU alone. Without one the CPU is used anyway.')
 def run(
         config: Path, config_arguments: tuple[str, ...], assignments: tuple[str, ...], strategy: Optional[str],
         recur_pool_size: Optional[int], mode: Optional[str], seed: Optional[int], max_env_step: Optional[int],
-        checkpoint: Optional[Path], exp_name: Optional[Path], cpu: bool
+        checkpoint: Optional[Path], exp_name: Optional[Path], threads: Optional[int], cpu: bool
 ) -> None:
     """
     Train by a LightZero config file, unedited, with the cache on.
@@ -49,7 +50,9 @@ def run(
     zoo/atari/config/atari_unizero_config.py. Arguments that the file itself takes come after "--", e.g.
     "-- --env BreakoutNoFrameskip-v4".
     """
-    experiment = prepare(config, config_arguments, assignments, strategy, recur_pool_size, mode, seed, checkpoint, cpu)
+    experiment = prepare(
+        config, config_arguments, assignments, strategy, recur_pool_size, mode, seed, checkpoint, threads, cpu
+    )
     if exp_name is None and not experiment.main_config.get('exp_name'):
         raise click.ClickException(f'{config} has no main_config.exp_name: give the folder of the run by --exp-name')
     experiment.max_env_step = max_env_step or experiment.max_env_step
@@ -58,11 +61,12 @@ def run(
 
 def prepare(
         config: Path, config_arguments: Sequence[str], assignments: Sequence[str], strategy: Optional[str],
-        recur_pool_size: Optional[int], mode: Optional[str], seed: Optional[int], checkpoint: Optional[Path], cpu: bool
+        recur_pool_size: Optional[int], mode: Optional[str], seed: Optional[int], checkpoint: Optional[Path],
+        threads: Optional[int], cpu: bool
 ) -> Any:
     """
     Overview:
-        Load a config file as the options say, and look whether it can run here.
+        Load a config file as the options say, look whether it can run here, and choose the number of threads.
     Arguments:
         - config, ... (:obj:`Any`): As the options of ``run``.
     Returns:
@@ -79,27 +83,27 @@ def prepare(
     if cpu:
         # Before PyTorch looks for one: the stock entries ask PyTorch, not the config.
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
-    from ..output import output_to, spinner
+    from ..output import loading
 
     refusal = None
-    # What importing LightZero prints is of no use.
-    with TemporaryDirectory() as folder, output_to(Path(folder) / 'loading.log') as screen:
-        with spinner(screen, f'Loading LightZero and {config} ...'):
-            from ..experiment import apply_options, check_checkpoint, check_environment, load_experiment
-            try:
-                experiment = load_experiment(config, config_arguments)
-                apply_options(experiment, assignments, strategy, recur_pool_size, mode)
-                check_environment(experiment)
-                experiment.model_path = experiment.model_path if checkpoint is None else str(checkpoint)
-                if experiment.model_path is not None:
-                    check_checkpoint(experiment.model_path)
-            except ValueError as error:
-                refusal = error
+    with loading(f'LightZero and {config}'):
+        from ..experiment import apply_options, check_checkpoint, check_environment, load_experiment
+        from ..threads import choose_threads
+        try:
+            experiment = load_experiment(config, config_arguments)
+            apply_options(experiment, assignments, strategy, recur_pool_size, mode)
+            check_environment(experiment)
+            experiment.model_path = experiment.model_path if checkpoint is None else str(checkpoint)
+            if experiment.model_path is not None:
+                check_checkpoint(experiment.model_path)
+        except ValueError as error:
+            refusal = error
     if refusal is not None:
         raise click.ClickException(str(refusal))
     experiment.seed = experiment.seed if seed is None else seed
-    for note in map(printable, experiment.notes):
-        click.echo(note)
+    choice = choose_threads(experiment.main_config.policy.model.world_model_cfg, threads)
+    for note in filter(None, (*experiment.notes, choice)):
+        click.echo(printable(note))
     return experiment
 
 

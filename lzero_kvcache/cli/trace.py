@@ -1,6 +1,5 @@
 import os
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -23,12 +22,11 @@ def record(out: Path, **options: Any) -> None:
     if options['cpu']:
         # Before PyTorch looks for one, which happens when LightZero is imported.
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
-    from ..output import output_to, spinner
+    from ..output import loading
 
-    with TemporaryDirectory() as folder, output_to(Path(folder) / 'loading.log') as screen:
-        with spinner(screen, 'Loading LightZero ...'):
-            from ..trace.recorder import record_searches
-            from ..trace.writer import TraceWriter
+    with loading('LightZero'):
+        from ..trace.recorder import record_searches
+        from ..trace.writer import TraceWriter
     given = {name: str(value) for name, value in options.items() if value not in (None, (), False)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-import logging
 from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -11,10 +11,11 @@ from ding.envs import get_vec_env_setting
 from ding.policy import create_policy
 from ding.utils import set_pkg_seed
 from matplotlib.figure import Figure
-from rich.console import Console
 from rich.progress import track
 
 from configs.cartpole_unizero_config import create_config, main_config
+from lzero_kvcache.output import output_to
+from lzero_kvcache.threads import choose_threads
 
 # As the release has them, and as in training.
 ROPE_POSITIONS = ('release', 'aligned')
@@ -27,33 +28,38 @@ Rollouts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 @click.command()
 @click.argument('checkpoint', type=click.Path(exists=True, dir_okay=False))
-@click.option('--horizon', default=15, show_default=True, type=click.IntRange(1), help='Steps to imagine.')
+@click.option('--horizon', default=15, show_default=True, type=click.IntRange(1),
+              help='Steps to imagine, fewer if no episode has as many.')
 @click.option('--episodes', default=3, show_default=True, type=click.IntRange(1), help='Real episodes to play.')
 @click.option('--seed', default=0, show_default=True, help='Random seed.')
 @click.option('--out', default='data_unizero/cartpole_imagine.png', show_default=True,
               type=click.Path(path_type=Path, dir_okay=False), help='The plot.')
 def main(checkpoint: str, horizon: int, episodes: int, seed: int, out: Path) -> None:
     """Imagine what a trained CartPole CHECKPOINT's world model expects of real episodes, and plot how far it is off."""
-    # LightZero lets every logger of the process speak, down to its debug messages.
-    logging.getLogger('matplotlib').setLevel(logging.WARNING)
-    console = Console()
-    policy, env = load(checkpoint, seed)
-    played = [play(policy, env) for _ in track(range(episodes), description='episodes', console=console)]
-    env.close()
-    played = [episode for episode in played if len(episode[1]) >= horizon]
-    if not played:
-        raise click.ClickException(f'no episode had {horizon} steps: choose a shorter --horizon')
-    results = {
-        positions: imagine_episodes(policy._eval_model.world_model, played, horizon, positions)
-        for positions in ROPE_POSITIONS
-    }
-    plot(results, out)
-    for positions, (real, imagined, errors) in results.items():
-        console.print(f"rope_positions='{positions}': {len(real)} rollouts of {horizon} steps, mean reward "
-                      f'{imagined.mean():.3f} (real {real.mean():.3f}), median latent error '
-                      f'{np.median(errors[:, 0]):.2f} after one step, {np.median(errors[:, -1]):.2f} after {horizon}',
-                      soft_wrap=True)
-    console.print(f'The plot: {out}', soft_wrap=True)
+    choice = choose_threads(main_config.policy.model.world_model_cfg)
+    # LightZero prints a lot while the model is built.
+    with TemporaryDirectory() as folder, output_to(Path(folder) / 'imagine.log') as screen:
+        if choice is not None:
+            screen.print(choice, soft_wrap=True)
+        policy, env = load(checkpoint, seed)
+        played = [play(policy, env) for _ in track(range(episodes), description='episodes', console=screen)]
+        env.close()
+        lengths = [len(actions) for _, actions, _ in played]
+        if max(lengths) < horizon:
+            screen.print(f'No episode had {horizon} steps: the horizon is {min(lengths)}, the length of the shortest.')
+            horizon = min(lengths)
+        played = [episode for episode in played if len(episode[1]) >= horizon]
+        results = {
+            positions: imagine_episodes(policy._eval_model.world_model, played, horizon, positions)
+            for positions in ROPE_POSITIONS
+        }
+        plot(results, out)
+        for positions, (real, imagined, errors) in results.items():
+            first, last = np.median(errors, axis=0)[[0, -1]]
+            screen.print(f"rope_positions='{positions}': {len(real)} rollouts of {horizon} steps, mean reward "
+                         f'{imagined.mean():.3f} (real {real.mean():.3f}), median latent error {first:.2f} after one '
+                         f'step, {last:.2f} after {horizon}', soft_wrap=True)
+        screen.print(f'The plot: {out}', soft_wrap=True)
 
 
 def load(checkpoint: str, seed: int) -> tuple[Any, Any]:
