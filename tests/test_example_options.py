@@ -9,7 +9,7 @@ from click.testing import CliRunner
 @pytest.mark.parametrize('option, value, status, message', [
     ('--strategy', 'lur', 1, "strategy is 'lur', which is no eviction strategy: .*did you mean 'lru'"),
     ('--mode', 'manage', 2, "'manage' is not one of 'managed', 'legacy', 'validate'"),
-    ('--rope-positions', 'alined', 2, "'alined' is not one of 'release', 'aligned'"),
+    ('--rope-positions', 'alined', 2, "'alined' is not one of 'aligned', 'release'"),
     ('--recur-pool-size', '0', 2, '--recur-pool-size.* 0 is not in the range x>=1'),
     ('--max-env-step', '0', 2, '--max-env-step'),
 ])
