@@ -46,7 +46,8 @@ class Oracle:
             self._add(token, position)
 
     def add_observation(self, observation: torch.Tensor, timestep: int) -> torch.Tensor:
-        latent = self.world_model.tokenizer.encode_to_obs_embeddings(observation[None])[0]
+        dtype = next(self.world_model.tokenizer.parameters()).dtype
+        latent = self.world_model.tokenizer.encode_to_obs_embeddings(observation[None].to(dtype))[0]
         self.add_latent(latent, 2 * timestep)
         return latent
 
@@ -57,13 +58,13 @@ class Oracle:
     def add_action(self, action, position: int) -> None:
         table = self.world_model.act_embedding_table
         if self.world_model.continuous_action_space:
-            embedded = table(torch.as_tensor(np.asarray(action), dtype=torch.float32)[None])
+            embedded = table(torch.as_tensor(np.asarray(action), dtype=table[0].weight.dtype)[None])
         else:
             embedded = table(torch.as_tensor(np.asarray(action)).long().reshape(1))
         self._add(embedded[0], position)
 
     def _add(self, token: torch.Tensor, position: int) -> None:
-        self.tokens.append(token)
+        self.tokens.append(token.to(self.world_model.transformer.ln_f.weight.dtype))
         self.positions.append(position)
         self.first_seen.append(self.begin)
         self._hidden = None
@@ -121,8 +122,8 @@ class Oracle:
         else:
             queries, keys = (
                 torch.view_as_real(
-                    torch.view_as_complex(states.unflatten(-1, heads).unflatten(-1, (-1, 2))) * rotation[0][:, None]
-                ).flatten(-3) for states in (queries, keys)
+                    torch.view_as_complex(states.float().unflatten(-1, heads).unflatten(-1, (-1, 2))) * rotation[0][:, None]
+                ).flatten(-3).to(values.dtype) for states in (queries, keys)
             )
             keys, values = keys.expand(length, -1, -1), values.expand(length, -1, -1)
         queries, keys, values = (states.unflatten(-1, heads) for states in (queries, keys, values))

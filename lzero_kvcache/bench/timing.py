@@ -8,19 +8,19 @@ from ..store import ContextBatch, TokenStore
 from ..world_model.contexts import NodeContexts
 from ..world_model.histories import EnvironmentHistories
 from ..world_model.managed import ManagedInference
-from ..world_model.weights import WeightsWatch
+from ..world_model.model_watch import ModelWatch
 from ..world_model.window import ContextWindow
 from .clock import Clock
 from .searcher import Searcher
 
 FEWEST_STEPS = 5
 # Everything between the policy and the forward passes, at roots and nodes: histories, names and keys, look-ups and
-# gather, masks, scatter, pools, and whether the weights are still the same.
+# gather, masks, scatter, pools, and whether the model is still the same.
 CACHE_WORK = (
     (EnvironmentHistories, 'meet'), (EnvironmentHistories, 'resume'), (ManagedInference, '_begin_search'),
     (ManagedInference, 'nodes_of'), (ManagedInference, '_add_nodes'), (NodeContexts, 'of'), (NodeContexts, 'add'),
     (ContextWindow, 'add'), (ContextBatch, 'append'), (ContextBatch, '__exit__'), (TokenStore, 'release'),
-    (WeightsWatch, 'have_changed'), (WeightsWatch, 'may_have_changed'),
+    (ModelWatch, 'has_changed'), (ModelWatch, 'may_have_changed'),
 )
 
 

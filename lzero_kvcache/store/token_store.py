@@ -63,6 +63,8 @@ class TokenStore:
         self._holders = np.zeros(0, dtype=np.int32)
         self._written_at = np.zeros(0, dtype=np.int64)
         self._writes = 0
+        # By how many writes the slab was last given back.
+        self._writes_before = 0
         self._free: list[int] = []
 
     def gather(self, contexts: Sequence[Optional[Context]], room: int, like: torch.Tensor) -> ContextBatch:
@@ -207,6 +209,8 @@ class TokenStore:
         """
         if context.holders:
             return True
+        if context.made_at <= self._writes_before:
+            return False
         table = context.table
         return bool(self._holders[table].all() and (self._written_at[table] <= context.made_at).all())
 
@@ -255,12 +259,22 @@ class TokenStore:
             return 0
         return len(np.unique(np.concatenate(tables))) * self._kv[0].numel() * self._kv.element_size()
 
+    def fits(self, like: torch.Tensor) -> bool:
+        """
+        Overview:
+            Whether the slab, if there is one, is of a tensor's dtype and device.
+        Arguments:
+            - like (:obj:`torch.Tensor`): The tensor.
+        """
+        return self._kv is None or (self._kv.dtype, self._kv.device) == (like.dtype, like.device)
+
     def drop_memory(self) -> None:
         """
         Overview:
             Give the slab's memory back, e.g. because the model has moved to another device. No context that was made
-            before may be used any more.
+            before is whole any more.
         """
+        self._writes_before = self._writes
         self._kv = self._embeddings = self._positions = self.place_offsets = None
         self._holders, self._written_at = np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.int64)
         self._free = []

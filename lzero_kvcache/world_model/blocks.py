@@ -10,6 +10,7 @@ from lzero.model.unizero_world_models.transformer import Block, SelfAttention
 from torch import nn
 
 from .linear import linear
+from .structure import has_hooks
 
 logger = logging.getLogger('lzero_kvcache')
 
@@ -45,7 +46,7 @@ def runs_its_own_forward(module: nn.Module) -> bool:
     Arguments:
         - module (:obj:`nn.Module`): The module.
     """
-    return bool(module._forward_hooks or module._forward_pre_hooks or 'forward' in vars(module))
+    return has_hooks(module) or 'forward' in vars(module)
 
 
 def is_plain_embedding(module: nn.Module) -> bool:
@@ -172,7 +173,8 @@ class CachedBlock:
             - x (:obj:`torch.Tensor`): :math:`(B, T, E)`.
         """
         rows, tokens, width = x.shape
-        states = self._queries_keys_values(self._norm_before_attention(x)).view(rows, tokens, 3, self._num_heads, -1)
+        states = self._queries_keys_values(self._norm_before_attention(x)).to(new.dtype)
+        states = states.view(rows, tokens, 3, self._num_heads, -1)
         if rotation is not None:
             _rotate(states[:, :, :2], rotation)
         new.copy_(states[:, :, 1:])
@@ -230,9 +232,9 @@ class UnknownBlock:
             context[before:] = False
             cache = _RowCache(keys[row][:, context], values[row][:, context])
             turn = None if rotation is None else rotation[row, own, 0, 0][None]
-            outputs[row, own] = self._block(x[row, own][None], cache, None, turn)[0]
+            outputs[row, own] = self._block(x[row, own][None], cache, None, turn)[0].to(x.dtype)
             for index, states in enumerate(cache.new):
-                new[row, own, index] = states[0].transpose(0, 1)
+                new[row, own, index] = states[0].transpose(0, 1).to(new.dtype)
             if pass_on is not None:
                 pass_on()
         return outputs

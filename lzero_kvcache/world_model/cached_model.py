@@ -20,6 +20,7 @@ from .blocks import (
     warn_of_unknown_layer,
 )
 from .positions import rotary_frequencies, rotations
+from .precision import at_least_float32
 
 HEADS = ('rewards', 'observations', 'policy', 'value')
 
@@ -41,8 +42,9 @@ class Predictions(NamedTuple):
 class CachedModel:
     """
     Overview:
-        A world model ready for inference in eval mode, without gradients. What is made of its weights here is made
-        once: when they change, a new instance is needed.
+        A world model ready for inference in eval mode, without gradients. What is made of its weights and modules here
+        is made once, under the ``torch.autocast`` of the moment: when one of these changes, a new instance is needed.
+        Tokens are of the parameters' dtype, predictions of float32 at least.
     Arguments:
         - world_model (:obj:`WorldModel`): The model, whose own parameters and modules are used.
         - num_places (:obj:`int`): The tokens of the longest context.
@@ -53,6 +55,7 @@ class CachedModel:
         self.world_model = world_model
         self.num_observations_tokens: int = world_model.num_observations_tokens
         self.like: torch.Tensor = world_model.transformer.ln_f.weight
+        self._observation_dtype = _dtype_of(world_model.tokenizer, self.like.dtype)
         self.uses_rotary: bool = world_model.config.rotary_emb
         self.place_offsets = None
         if move_tokens and not self.uses_rotary:
@@ -62,8 +65,14 @@ class CachedModel:
         ):
             raise ValueError(
                 f"{KEY_PATH}.mode is 'managed', but the transformer of this world model "
-                f'({type(world_model.transformer).__name__}) has hooks or a forward of its own, which the cache cannot '
-                "run token by token: allowed is 'legacy'"
+                f'({type(world_model.transformer).__name__}) has hooks or a forward of its own, or there are hooks for '
+                "all modules, which the cache cannot run token by token: allowed is 'legacy', or remove the hooks"
+            )
+        if self.uses_rotary and not world_model.transformer.freqs_cis.is_complex():
+            raise ValueError(
+                'the rotary table transformer.freqs_cis of this world model is of '
+                f'{world_model.transformer.freqs_cis.dtype}, for .to(dtype) of the transformer has left only the real '
+                'parts of its complex numbers: cast the transformer by .half(), .bfloat16(), .float() or .double()'
             )
         self._embedding_dropout = in_sequence(world_model.transformer.drop)
         if self.uses_rotary:
@@ -128,7 +137,9 @@ class CachedModel:
         Returns:
             - latents (:obj:`torch.Tensor`): :math:`(B, num_observations_tokens, E)`.
         """
-        return self.world_model.tokenizer.encode_to_obs_embeddings(observations)
+        if observations.is_floating_point():
+            observations = observations.to(self._observation_dtype)
+        return self.world_model.tokenizer.encode_to_obs_embeddings(observations).to(self.like.dtype)
 
     def embed_actions(self, actions: torch.Tensor) -> torch.Tensor:
         """
@@ -141,8 +152,10 @@ class CachedModel:
             - tokens (:obj:`torch.Tensor`): :math:`(B, 1, E)`.
         """
         if self.world_model.continuous_action_space:
-            return self._embed_actions(actions.float().reshape(-1, 1, self.world_model.action_space_size))
-        return self._embed_actions(actions.long().reshape(-1, 1))
+            actions = actions.to(self.like.dtype).reshape(-1, 1, self.world_model.action_space_size)
+        else:
+            actions = actions.long().reshape(-1, 1)
+        return self._embed_actions(actions).to(self.like.dtype)
 
     def policy_and_value(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -156,7 +169,7 @@ class CachedModel:
         policy, value = self._policy_and_value(hidden)
         if isinstance(policy, dict):
             policy = torch.cat([policy['mu'], policy['sigma']], dim=-1)
-        return policy, value
+        return _widened(policy), _widened(value)
 
     def predict_next_state(
             self, batch: ContextBatch, actions: torch.Tensor, positions: Optional[np.ndarray]
@@ -182,13 +195,13 @@ class CachedModel:
 
         hidden = self._append_with_preceding(batch, self.embed_actions(actions), positions)
         reward, latent = self._reward_and_next_token(hidden)
-        hidden = append(latent, 1)
-        latents = [latent]
+        latents = [latent.to(self.like.dtype)]
+        hidden = append(latents[0], 1)
         for index in range(2, 1 + self.num_observations_tokens):
-            latents.append(self._next_token(hidden))
+            latents.append(self._next_token(hidden).to(self.like.dtype))
             hidden = append(latents[-1], index)
-        policy, value = self.policy_and_value(hidden)
-        return hidden, latents[0] if len(latents) == 1 else torch.cat(latents, 1), Predictions(reward, policy, value)
+        predictions = Predictions(_widened(reward), *self.policy_and_value(hidden))
+        return hidden, latents[0] if len(latents) == 1 else torch.cat(latents, 1), predictions
 
     def _append_with_preceding(
             self, batch: ContextBatch, actions: torch.Tensor, positions: Optional[np.ndarray]
@@ -227,6 +240,14 @@ class _HeadAtOneToken(nn.Module):
 
     def forward(self, x: torch.Tensor) -> Any:
         return self._head(x, num_steps=1, prev_steps=self._place)
+
+
+def _dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
+    return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), default)
+
+
+def _widened(logits: torch.Tensor) -> torch.Tensor:
+    return logits.to(at_least_float32(logits.dtype))
 
 
 def _module_of(head: nn.Module) -> nn.Module:

@@ -7,6 +7,8 @@ from typing import Callable, Optional
 import torch
 import torch.nn.functional as F
 
+from .precision import as_computed_with
+
 # Below, the cost of a call hides what packing saves.
 SMALLEST_PACKED = 2 ** 17
 # Packing pays only for weights that are used again and again, as those of a search are.
@@ -18,8 +20,9 @@ def linear(
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """
     Overview:
-        A linear layer with a weight that does not change. A product of few rows spends its time waiting for the weight,
-        so on a CPU a large one is kept in the order in which the processor's library reads it.
+        A linear layer with a weight that does not change, in the dtype that ``torch.autocast`` asks for here. A product
+        of few rows spends its time waiting for the weight, so on a CPU a large one of float32 is kept in the order in
+        which the processor's library reads it.
     Arguments:
         - weight (:obj:`torch.Tensor`): :math:`(out, in)`.
         - bias (:obj:`Optional[torch.Tensor]`): :math:`(out, )`.
@@ -27,7 +30,8 @@ def linear(
     Returns:
         - function (:obj:`Callable`): :math:`(B, T, in)` to :math:`(B, T, out)`.
     """
-    weight, bias = weight.detach(), None if bias is None else bias.detach()
+    weight = as_computed_with(weight.detach())
+    bias = None if bias is None else as_computed_with(bias.detach())
     packed = packed_linear() if weight.device.type == 'cpu' and weight.dtype == torch.float32 else None
     if packed is None or weight.numel() < SMALLEST_PACKED:
         return PlainLinear(weight, bias, gelu)

@@ -23,12 +23,13 @@ from .environment_history import EnvironmentHistory, EpisodeStep
 from .histories import EnvironmentHistories, RebuildStats, RootStats, stack_actions
 from .imagination import Imagination, check_rollout, roll_out
 from .lineage import SearchLineage, SearchNode, SearchStep, node_key
+from .model_watch import ModelWatch
 from .observation import SearchObserver, observer_of
 from .positions import SearchPositions, host_timesteps
+from .precision import at_least_float32
 from .rebuild import ContextRebuilder
 from .scores import Score, scores_of
 from .search_following import SearchFollower
-from .weights import WeightsWatch
 from .window import ContextWindow
 
 logger = logging.getLogger('lzero_kvcache')
@@ -86,7 +87,7 @@ class ManagedInference:
         holds the manager's lock. One that breaks off, by whatever exception, leaves no contexts behind: what is missed
         from then on is computed again.
         ``context_lengths`` are the tokens per row, :math:`(B, )`, that the last inference found in its contexts;
-        ``weights_generation`` counts the changes of the model's weights that a root inference has met; ``observer``,
+        ``weights_generation`` counts the changes of the model that an inference has met; ``observer``,
         where there is one, is told of all searches.
     Arguments:
         - world_model (:obj:`WorldModel`): The model. Only its dimensions are read here; each call gets it again.
@@ -160,7 +161,7 @@ class ManagedInference:
         self._search_generation = 0
         self._last_missing: frozenset[int] = frozenset()
         self._model: Optional[CachedModel] = None
-        self._weights = WeightsWatch()
+        self._watch = ModelWatch()
         self._broke_off = False
         self._warnings_given: set[str] = set()
 
@@ -221,9 +222,9 @@ class ManagedInference:
             self._current_model(world_model)
             if world_model.reanalyze_phase:
                 self._begin_reanalysis(latents, outputs.logits_policy, host_timesteps(start_pos, len(latents)))
-        return (
+        return _usable_anywhere((
             outputs.output_sequence, latents, outputs.logits_rewards, outputs.logits_policy, outputs.logits_value
-        )
+        ))
 
     @contextmanager
     def _whole_inference(self) -> Iterator[None]:
@@ -331,7 +332,7 @@ class ManagedInference:
     ) -> Outputs:
         model = self._model_of_search(world_model)
         # Nodes are found by every bit of their latent states.
-        latents = torch.as_tensor(latents).detach().to('cpu', model.like.dtype).numpy()
+        latents = torch.as_tensor(latents).detach().to('cpu', at_least_float32(model.like.dtype)).numpy()
         actions = torch.as_tensor(actions, device=model.like.device)
         given = host_timesteps(start_pos, len(latents)) if model.uses_rotary else None
         parents = self.nodes_of(latents, search_depth, given)
@@ -366,9 +367,11 @@ class ManagedInference:
             horizon: int, choose: str, start_pos: Any, generator: Optional[torch.Generator]
     ) -> Imagination:
         model = self._current_model(world_model)
-        latents = torch.as_tensor(obs_or_latent).to(model.like)
-        if latents.shape[1:] != (self._num_observations_tokens, world_model.embed_dim):
-            latents = model.embed_observations(latents)
+        given = torch.as_tensor(obs_or_latent, device=model.like.device)
+        is_latent = given.shape[1:] == (self._num_observations_tokens, world_model.embed_dim)
+        latents = given.to(model.like.dtype) if is_latent else model.embed_observations(given)
+        # Nodes are found by every bit of the latent states that the search was given.
+        names = (given if is_latent else latents).to(at_least_float32(model.like.dtype))
         timesteps = host_timesteps(start_pos or 0 if np.ndim(start_pos) == 0 else start_pos, len(latents)).copy()
         positions = 2 * timesteps[:, None] + np.arange(self._num_observations_tokens)
         with self.store.gather([None] * len(latents), self._num_observations_tokens, model.like) as batch:
@@ -377,7 +380,7 @@ class ManagedInference:
         policy = model.policy_and_value(hidden[:, -1:])[0][:, 0]
         depths = np.zeros(len(latents), dtype=np.int64)
         known = {
-            row: node for row, node in enumerate(self._known_nodes(_copy_to_host(latents)))
+            row: node for row, node in enumerate(self._known_nodes(_copy_to_host(names)))
             if node is not None and node.step.policies is not None and node.tree < len(self._lineage.timesteps)
             and self._search_generation == self.weights_generation
         }
@@ -420,7 +423,7 @@ class ManagedInference:
             self._drop_contexts()
             self._model = None
             # Weights may have been written to without a trace, which is what LightZero calls this for.
-            self._weights = WeightsWatch()
+            self._watch = ModelWatch()
 
     def leave_device(self) -> None:
         """
@@ -435,13 +438,15 @@ class ManagedInference:
             self.store.drop_memory()
 
     def _current_model(self, world_model: Any) -> CachedModel:
-        if self._weights.have_changed(world_model):
+        if self._watch.has_changed(world_model):
             if self.weights_generation == 0:
                 self.manager.log_budget()
-            self._weights.remember(world_model)
+            self._watch.remember(world_model)
             self.weights_generation += 1
             self._drop_contexts()
             self._model = None
+            if not self.store.fits(world_model.transformer.ln_f.weight):
+                self.store.drop_memory()
         if self._model is None:
             num_places = self._window.longest_context(self._num_observations_tokens)
             self._model = CachedModel(world_model, num_places, self._window.moves_tokens)
@@ -449,7 +454,7 @@ class ManagedInference:
         return self._model
 
     def _model_of_search(self, world_model: Any) -> CachedModel:
-        if self._model is None or self._weights.may_have_changed():
+        if self._model is None or self._watch.may_have_changed():
             return self._current_model(world_model)
         return self._model
 
@@ -468,7 +473,7 @@ class ManagedInference:
 
     def __getstate__(self) -> dict:
         # What is made of the weights is made anew by a copy, whose weights are its own. Its searches are its own, too.
-        return dict(self.__dict__, _model=None, _weights=WeightsWatch(), observer=None)
+        return dict(self.__dict__, _model=None, _watch=ModelWatch(), observer=None)
 
     def _start_search(self, lineage: SearchLineage) -> None:
         self._end_search()
@@ -621,11 +626,11 @@ class ManagedInference:
 
 def _usable_anywhere(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     # Tensors of inference mode can take no part in what is differentiated or changed in place outside.
-    return tuple(tensor.clone() for tensor in tensors)
+    return tuple(tensor.to(at_least_float32(tensor.dtype), copy=True) for tensor in tensors)
 
 
 def _copy_to_host(latents: torch.Tensor) -> np.ndarray:
-    return latents.detach().cpu().numpy().copy()
+    return latents.detach().to('cpu', at_least_float32(latents.dtype), copy=True).numpy()
 
 
 def is_first_step(action: Any, world_model: Any) -> bool:

@@ -199,10 +199,14 @@ class KVCacheWorldModelMixin:
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
         before = self.transformer.ln_f.weight
         device, dtype = before.device, before.dtype
+        rotation = getattr(self.transformer, 'freqs_cis', None)
         applied = super()._apply(fn, *args, **kwargs)
         after = self.transformer.ln_f.weight
         if (after.device, after.dtype) != (device, dtype) and hasattr(self, '_kv_cache_inference'):
             self._kv_cache_inference.leave_device()
+            if rotation is not None and self.kv_cache_manager is not None and not self.transformer.freqs_cis.is_complex():
+                # Module.to(dtype) leaves only the real part of complex buffers.
+                self.transformer.freqs_cis = rotation.to(after.device)
         return applied
 
 

@@ -1,0 +1,44 @@
+"""In which dtype a model computes, and in which its predictions leave the cache."""
+from typing import Optional
+
+import torch
+
+
+def autocast_dtype(device_type: str) -> Optional[torch.dtype]:
+    """
+    Overview:
+        What ``torch.autocast`` casts to where this is called.
+    Arguments:
+        - device_type (:obj:`str`): 'cpu' or 'cuda'.
+    Returns:
+        - dtype (:obj:`Optional[torch.dtype]`): Its dtype, or None outside of it.
+    """
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+    # Before torch 2.4 each type of device has functions of its own.
+    if device_type == 'cpu':
+        return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
+    return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+
+
+def as_computed_with(weight: torch.Tensor) -> torch.Tensor:
+    """
+    Overview:
+        A weight as ``torch.autocast``, which would cast it again in each call, multiplies with it.
+    Arguments:
+        - weight (:obj:`torch.Tensor`): The weight, or a bias.
+    """
+    dtype = autocast_dtype(weight.device.type)
+    # It leaves double precision alone.
+    return weight if dtype is None or weight.dtype == torch.float64 else weight.to(dtype)
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """
+    Overview:
+        The dtype in which numbers leave the cache. NumPy knows no bfloat16, and every number of 16 bits is one of
+        float32.
+    Arguments:
+        - dtype (:obj:`torch.dtype`): The dtype in which they were computed.
+    """
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

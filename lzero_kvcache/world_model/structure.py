@@ -1,0 +1,112 @@
+"""Whether a model's modules still compute what they did when something was made of them."""
+import logging
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as all_modules
+
+logger = logging.getLogger('lzero_kvcache')
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None))
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """
+    Overview:
+        Whether hooks run with a module's forward: its own, or those that run with every module's.
+    Arguments:
+        - module (:obj:`nn.Module`): The module.
+    """
+    return any(_hooks_of(module)) or any(_hooks_of_all_modules())
+
+
+class StructureWatch:
+    """
+    Overview:
+        Notices when modules of a model have been replaced, given hooks or freed of them, switched to training or back,
+        and when their numbers, strings or functions have been set, such as the ``eps`` of a norm or the ``forward`` of
+        one instance.
+    """
+
+    def __init__(self) -> None:
+        self._modules: dict[str, nn.Module] = {}
+        self._settings: list[dict[str, Any]] = []
+        self._hooks: list[dict] = []
+        self._hook_ids: list[tuple[int, ...]] = []
+
+    def remember(self, world_model: nn.Module) -> None:
+        """
+        Overview:
+            Take the modules as they are now.
+        Arguments:
+            - world_model (:obj:`nn.Module`): The model.
+        """
+        self._modules = dict(world_model.named_modules())
+        self._settings = [_settings_of(module) for module in _within(self._modules)]
+        self._hooks = [*_hooks_of_all_modules()]
+        for module in self._modules.values():
+            self._hooks += _hooks_of(module)
+        self._hook_ids = [tuple(hooks) for hooks in self._hooks]
+
+    def has_changed(self, world_model: nn.Module) -> bool:
+        """
+        Overview:
+            Whether the modules may compute something else than those that were taken.
+        Arguments:
+            - world_model (:obj:`nn.Module`): The model.
+        """
+        modules = dict(world_model.named_modules())
+        if modules != self._modules or self.hooks_have_changed():
+            return True
+        settings = [_settings_of(module) for module in _within(modules)]
+        if settings == self._settings:
+            return False
+        for name, before, after in zip([name for name in modules if name], self._settings, settings):
+            for attribute in sorted(before.keys() | after.keys()):
+                if attribute != 'training' and before.get(attribute) != after.get(attribute):
+                    _warn_of_change(f'{name}.{attribute}')
+        return True
+
+    def hooks_have_changed(self) -> bool:
+        """
+        Overview:
+            A look at the hooks alone, cheap enough for every simulation.
+        """
+        if not any(self._hooks):
+            return any(self._hook_ids)
+        return self._hook_ids != [tuple(hooks) for hooks in self._hooks]
+
+
+def _within(modules: dict[str, nn.Module]) -> Iterator[nn.Module]:
+    # The world model itself keeps what its inferences go on from beside its settings.
+    return (module for name, module in modules.items() if name)
+
+
+def _hooks_of(module: nn.Module) -> tuple[dict, dict]:
+    return module._forward_hooks, module._forward_pre_hooks
+
+
+def _hooks_of_all_modules() -> tuple[dict, dict]:
+    return all_modules._global_forward_hooks, all_modules._global_forward_pre_hooks
+
+
+def _settings_of(module: nn.Module) -> dict[str, Any]:
+    settings = {name: value for name, value in vars(module).items() if _is_setting(value)}
+    settings['class'] = type(module)
+    return settings
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return all(_is_setting(part) for part in value)
+    return isinstance(value, PLAIN) or (callable(value) and not isinstance(value, nn.Module))
+
+
+@cache
+def _warn_of_change(name: str) -> None:
+    logger.warning(
+        f'{name} of the world model has been set to another value: what was cached before is computed again, as it will '
+        'be whenever it is set. Said once.'
+    )
