@@ -84,6 +84,7 @@ class Oracle:
         rotation = self._rotation()
         if rotation is None:
             sequence = sequence + world_model.pos_emb(torch.arange(len(self.tokens)))
+        sequence = world_model.transformer.drop(sequence)
         for block in world_model.transformer.blocks:
             sequence = block(sequence, None, None, rotation)
         return world_model.transformer.ln_f(sequence)[:, -1:]
@@ -96,6 +97,7 @@ class Oracle:
         if self._rotation() is None:
             first_seen = torch.tensor(self.first_seen)
             hidden = hidden + self.world_model.pos_emb(torch.arange(len(hidden)) - first_seen)
+        hidden = transformer.drop(hidden)
         for block in transformer.blocks:
             attended = self._attend(block.attn, block.ln1(hidden))
             if block.gru_gating:

@@ -15,6 +15,7 @@ from oracle import Oracle
 from lzero_kvcache.plugin import SampledUniZeroKVCachePolicy, UniZeroKVCachePolicy
 from lzero_kvcache.world_model import KVCacheWorldModelMixin
 
+TOLERANCE = 1e-4
 NAMES = {'unizero': UniZeroKVCachePolicy, 'sampled_unizero': SampledUniZeroKVCachePolicy}
 
 
@@ -104,7 +105,7 @@ class Environments:
                 context.add_observation(data[row], timesteps[row])
             expected = context.policy_and_value()['policy'][0]
             predicted = torch.tensor(output[env_id]['predicted_policy_logits'])
-            torch.testing.assert_close(predicted, expected, atol=1e-4, rtol=0)
+            torch.testing.assert_close(predicted, expected.float(), atol=TOLERANCE, rtol=0)
             self._last[env_id] = (deepcopy(output[env_id]['action']), int(timesteps[row]))
             if self._reuses_buffers and isinstance(output[env_id]['action'], np.ndarray):
                 output[env_id]['action'].fill(0)

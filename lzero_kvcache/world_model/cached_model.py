@@ -12,6 +12,7 @@ from torch import nn
 from ..config import KEY_PATH
 from ..store import ContextBatch
 from .blocks import (
+    UnknownBlock,
     block_of,
     in_parallel,
     in_sequence,
@@ -81,6 +82,12 @@ class CachedModel:
             self._embed_positions = in_sequence(world_model.pos_emb)
             self._position_table = world_model.pos_emb.weight if is_plain_embedding(world_model.pos_emb) else None
         self._blocks = [block_of(block) for block in world_model.transformer.blocks]
+        if num_places > world_model.config.max_tokens and any(isinstance(block, UnknownBlock) for block in self._blocks):
+            raise ValueError(
+                f'policy.model.world_model_cfg.max_tokens is {world_model.config.max_tokens}, the most that a block sees '
+                f'which is called as it is, but contexts have up to {num_places} tokens: allowed are at least as many, '
+                'or a smaller context_length'
+            )
         self._embed_actions = in_sequence(world_model.act_embedding_table)
         self._final_norm = in_sequence(world_model.transformer.ln_f)
         heads = [_module_of(getattr(world_model, f'head_{name}')) for name in HEADS]

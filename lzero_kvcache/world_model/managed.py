@@ -19,6 +19,7 @@ from ..manager import KVCacheManager
 from ..store import Context, TokenShape, TokenStore
 from .cached_model import CachedModel, Predictions
 from .contexts import NodeContexts
+from .dimensions import check_dimensions, longest_context
 from .environment_history import EnvironmentHistory, EpisodeStep
 from .histories import EnvironmentHistories, RebuildStats, RootStats, stack_actions
 from .imagination import Imagination, check_rollout, roll_out
@@ -97,7 +98,7 @@ class ManagedInference:
         - game_segment_length (:obj:`Optional[int]`): Steps per game segment.
         - discount_factor (:obj:`float`): Of the searches.
     Raises:
-        - ValueError: If the model's window is too short for a cache, or the memory budget too small.
+        - ValueError: If the model's dimensions do not fit together, or the memory budget is too small.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class ManagedInference:
             game_segment_length: Optional[int] = None,
             discount_factor: float = 0.997,
     ) -> None:
+        check_dimensions(world_model.config)
         self.config = config
         self.context_lengths = np.zeros(0, dtype=np.int64)
         self.weights_generation = 0
@@ -448,7 +450,7 @@ class ManagedInference:
             if not self.store.fits(world_model.transformer.ln_f.weight):
                 self.store.drop_memory()
         if self._model is None:
-            num_places = self._window.longest_context(self._num_observations_tokens)
+            num_places = longest_context(world_model.context_length, self._num_observations_tokens)
             self._model = CachedModel(world_model, num_places, self._window.moves_tokens)
             self.store.place_offsets = self._model.place_offsets
         return self._model

@@ -14,7 +14,8 @@ def autocast_dtype(device_type: str) -> Optional[torch.dtype]:
         - dtype (:obj:`Optional[torch.dtype]`): Its dtype, or None outside of it.
     """
     if hasattr(torch, 'get_autocast_dtype'):
-        return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+        is_enabled = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+        return torch.get_autocast_dtype(device_type) if is_enabled else None
     # Before torch 2.4 each type of device has functions of its own.
     if device_type == 'cpu':
         return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None

@@ -3,7 +3,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from .histories import EnvironmentHistories, RebuildStats, RootStats
 from .imagination import Imagination
 from .managed import ManagedInference, Outputs, RootEnvironments, check_expansion, is_first_step
 from .positions import host_timesteps
+from .precision import autocast_dtype
+from .release_limits import fault_of_dtype, fault_of_lengths
 
 logger = logging.getLogger('lzero_kvcache')
 
@@ -42,6 +44,13 @@ class KVCacheMismatchError(RuntimeError):
     """
     Overview:
         Managed and stock inference disagree where they should agree.
+    """
+
+
+class StockInferenceError(RuntimeError):
+    """
+    Overview:
+        The stock code has failed, and not by a fault of the release that mode 'validate' knows.
     """
 
 
@@ -77,9 +86,11 @@ class StockContext:
     Arguments:
         - owner (:obj:`str`): The managed key of the step or node that it was written for.
         - flaw (:obj:`Optional[str]`): Why it is not what a forward without a cache gives, if it is not.
+        - length (:obj:`int`): Its tokens.
     """
     owner: str
     flaw: Optional[str]
+    length: int
 
 
 class ValidatedInference:
@@ -102,6 +113,10 @@ class ValidatedInference:
         self._root_contexts: dict[tuple[int, int], StockContext] = {}
         self._node_contexts: dict[int, StockContext] = {}
         self._stock_latents: dict[str, np.ndarray] = {}
+        # By the keys of nodes that the stock code has not made, why.
+        self._unmade: dict[str, str] = {}
+        # By phase, why the stock code has not run at its last roots.
+        self._skipped_roots: dict[str, Optional[str]] = {}
         # Keys of nodes whose managed contexts began with their latent states.
         self._begun_anew: set[str] = set()
         self._search_flaw: Optional[str] = MISS
@@ -148,12 +163,13 @@ class ValidatedInference:
             As ``ManagedInference.initial``, compared with the stock code.
         Raises:
             - KVCacheMismatchError: At the first row that should agree and does not.
+            - StockInferenceError: If the stock code fails where the release is not known to.
         """
         self._log_now_and_then()
         if obs_act_dict['current_obs'] is None:
             outputs = self.managed.initial(world_model, obs_act_dict, start_pos, roots)
             if world_model.reanalyze_phase:
-                fault = MANY_TOKENS if world_model.num_observations_tokens > 1 else None
+                fault = MANY_TOKENS if world_model.num_observations_tokens > 1 else fault_of_dtype(world_model)
                 self._begin_stock_search(outputs[1], tuple(range(len(outputs[1]))), fault)
                 self._timesteps = host_timesteps(start_pos, len(outputs[1]))
             return outputs
@@ -164,16 +180,20 @@ class ValidatedInference:
         if self._weights_generation != self.managed.weights_generation:
             self._weights_generation = self.managed.weights_generation
             for place, context in self._root_contexts.items():
-                self._root_contexts[place] = StockContext(context.owner, OLD_WEIGHTS)
+                self._root_contexts[place] = StockContext(context.owner, OLD_WEIGHTS, context.length)
         self._timesteps = [self.histories.of(roots.phase, env_id).steps[-1].timestep for env_id in env_ids]
+        for row in self.histories.last_begun_anew:
+            owners[row] = None
         fault = _root_fault(world_model, obs_act_dict, batch_size)
+        flaws: list[Optional[str]] = [None] * batch_size
+        if fault is None and _is_running(obs_act_dict, 0, world_model):
+            flaws, lengths = self._root_flaws(world_model, obs_act_dict, owners, self._skipped_roots.get(roots.phase))
+            fault = fault_of_lengths(world_model, lengths)
         self._begin_stock_search(outputs[1], env_ids, fault)
+        self._skipped_roots[roots.phase] = fault
         if fault is not None:
             self.report.not_compared[fault] += batch_size
             return outputs
-        for row in self.histories.last_begun_anew:
-            owners[row] = None
-        flaws = self._root_flaws(world_model, obs_act_dict, owners)
         for row in self.managed.rows_begun_anew:
             flaws[row] = BEGUN_ANEW
         timesteps = host_timesteps(start_pos, batch_size)
@@ -182,14 +202,20 @@ class ValidatedInference:
                 newest = 2 * self._timesteps[row]
                 if length and flaws[row] is None:
                     flaws[row] = self._position_flaw(world_model, row, timesteps[row], newest - length, newest)
-        stock = world_model.stock_initial_inference(obs_act_dict, [np.asarray(timestep) for timestep in timesteps])
+        stock = _run_stock(
+            world_model.stock_initial_inference, obs_act_dict, [np.asarray(timestep) for timestep in timesteps]
+        )
         names = ('latent', 'policy', 'value')
         self._compare(names, _pick(outputs, names), _pick(stock, names), flaws, [0] * batch_size)
         for row, latent in enumerate(stock[1].detach().cpu().numpy()):
             slot = world_model.past_kv_cache_init_infer_envs[row][hash_state(latent.reshape(-1))]
             owner = self.managed.histories.of(roots.phase, env_ids[row]).key
             length = int(self.managed.context_lengths[row]) + 1 + _is_running(obs_act_dict, row, world_model)
-            self._root_contexts[row, slot] = StockContext(owner, flaws[row] or self._window_flaw(world_model, length))
+            self._root_contexts[row, slot] = StockContext(
+                owner, flaws[row] or self._window_flaw(world_model, length),
+                world_model.shared_pool_init_infer[row][slot].size
+            )
+            self._stock_latents[owner] = latent
         return outputs
 
     def recurrent(
@@ -213,12 +239,16 @@ class ValidatedInference:
         stock_latents = [self._stock_latents.get(parent.key) for parent in parents]
         fault = self._search_flaw
         if fault is None and any(latent is None for latent in stock_latents):
-            fault = MISS
+            fault = next((self._unmade[parent.key] for parent in parents if parent.key in self._unmade), MISS)
         contexts = [] if fault else self._node_contexts_of(world_model, parents, stock_latents)
-        if fault is None and not world_model.reanalyze_phase and None in contexts:
-            fault = MISS
+        if fault is None and not world_model.reanalyze_phase:
+            fault = MISS if None in contexts else fault_of_lengths(
+                world_model, [context.length for context in contexts]
+            )
+        children = self.managed.nodes_of(outputs[1].detach().cpu().numpy(), search_depth)
         if fault is not None:
             self.report.not_compared[fault] += len(parents)
+            self._unmade.update((child.key, fault) for child in children)
             return outputs
 
         flaws = [
@@ -235,18 +265,18 @@ class ValidatedInference:
         stock_start = start_pos
         if not world_model.reanalyze_phase:
             stock_start = [np.asarray(timestep) for timestep in timesteps]
-        stock = world_model.stock_recurrent_inference(
-            [(np.stack(stock_latents), actions)], simulation_index, search_depth, stock_start
+        stock = _run_stock(
+            world_model.stock_recurrent_inference, [(np.stack(stock_latents), actions)], simulation_index,
+            search_depth, stock_start
         )
         names = ('latent', 'reward', 'policy', 'value')
         depths = [parent.depth + 1 for parent in parents]
         self._compare(names, _pick(outputs, names), _pick(stock, names), flaws, depths)
-        children = self.managed.nodes_of(outputs[1].detach().cpu().numpy(), search_depth)
         for row, (child, latent) in enumerate(zip(children, stock[1].detach().cpu().numpy())):
             self._stock_latents[child.key] = latent
             slot = (next_slot + row) % world_model.shared_pool_size
             flaw = flaws[row] or self._window_flaw(world_model, int(lengths[row]) + 2)
-            self._node_contexts[slot] = StockContext(child.key, flaw)
+            self._node_contexts[slot] = StockContext(child.key, flaw, world_model.shared_pool_recur_infer[slot].size)
         return outputs
 
     def imagine(self, *args: Any) -> Imagination:
@@ -283,17 +313,17 @@ class ValidatedInference:
         self._node_contexts.clear()
         self._begun_anew.clear()
         self._stock_latents.clear()
+        self._unmade.clear()
         if fault is None:
             on_host = latents.detach().cpu().numpy()
             for node, latent in zip(self.managed.nodes_of(on_host, ()), on_host):
                 self._stock_latents[node.key] = latent
 
     def _root_flaws(
-            self, world_model: Any, obs_act_dict: dict, owners: Sequence[Optional[str]]
-    ) -> list[Optional[str]]:
+            self, world_model: Any, obs_act_dict: dict, owners: Sequence[Optional[str]], skipped: Optional[str]
+    ) -> tuple[list[Optional[str]], list[int]]:
+        """What is wrong with the contexts that the stock code goes on from, and how many tokens they have."""
         lengths = self.managed.context_lengths
-        if not any(_is_running(obs_act_dict, row, world_model) for row in range(len(lengths))):
-            return [None] * len(lengths)
         last_latents = world_model.tokenizer.encode_to_obs_embeddings(obs_act_dict['obs']).detach().cpu().numpy()
         flaws: list[Optional[str]] = []
         stock_lengths = []
@@ -301,7 +331,7 @@ class ValidatedInference:
             slot = world_model.past_kv_cache_init_infer_envs[row].get(hash_state(latent.reshape(-1)))
             if slot is None:
                 stock_lengths.append(1)
-                flaws.append(NO_HISTORY)
+                flaws.append(skipped or NO_HISTORY)
                 continue
             stock_lengths.append(world_model.shared_pool_init_infer[row][slot].size)
             context = self._root_contexts.get((row, slot))
@@ -310,7 +340,8 @@ class ValidatedInference:
             else:
                 flaws.append(context.flaw)
         longest = max(stock_lengths)
-        return [flaw or (None if length == longest else PADDED) for flaw, length in zip(flaws, stock_lengths)]
+        flaws = [flaw or (None if length == longest else PADDED) for flaw, length in zip(flaws, stock_lengths)]
+        return flaws, stock_lengths
 
     def _node_contexts_of(
             self, world_model: Any, parents: Sequence[Any], stock_latents: Sequence[np.ndarray]
@@ -384,6 +415,7 @@ class ValidatedInference:
         differences = torch.stack([
             (ours.float() - theirs.float()).abs().flatten(1).amax(1) for ours, theirs in zip(managed, stock)
         ]).cpu().numpy()
+        tolerance = self._tolerance(stock)
         for row, flaw in enumerate(flaws):
             if flaw is not None:
                 self.report.not_compared[flaw] += 1
@@ -391,15 +423,23 @@ class ValidatedInference:
             worst = int(np.nan_to_num(differences[:, row], nan=np.inf).argmax())
             difference = float(differences[worst, row])
             self.report.largest_difference = max(self.report.largest_difference, difference)
-            if difference <= self._config.validation_tolerance:
+            if difference <= tolerance:
                 self.report.agreed += 1
                 continue
             self.report.differed += 1
             raise KVCacheMismatchError(
                 f'environment {self._env_ids[row]}, depth {depths[row]}: the managed {names[worst]} prediction differs '
                 f'from the stock one by {difference:.3g}, more than validation_tolerance '
-                f'{self._config.validation_tolerance:.3g}; so far {self.report}'
+                f'{tolerance:.3g}; so far {self.report}'
             )
+
+    def _tolerance(self, stock: Sequence[torch.Tensor]) -> float:
+        dtype = autocast_dtype(stock[0].device.type)
+        if dtype is None:
+            return self._config.validation_tolerance
+        # Numbers of 16 bits differ in their last bits with the order in which they are added up.
+        largest = max(float(tensor.abs().max()) for tensor in stock)
+        return max(self._config.validation_tolerance, 8 * torch.finfo(dtype).eps * max(1., largest))
 
     def _log_now_and_then(self) -> None:
         self._inferences += 1
@@ -416,10 +456,24 @@ def _pick(outputs: Sequence[torch.Tensor], names: Sequence[str]) -> list[torch.T
     return [outputs[index[name]] for name in names]
 
 
+def _run_stock(inference: Callable, *arguments: Any) -> Outputs:
+    try:
+        return inference(*arguments)
+    except Exception as error:
+        raise StockInferenceError(
+            "kv_cache.mode='validate' runs the stock code beside the managed cache, and the stock code has failed "
+            f"({type(error).__name__}: {error}), which no known fault of the release explains; kv_cache.mode='managed' "
+            'runs without it'
+        ) from error
+
+
 def _root_fault(world_model: Any, obs_act_dict: dict, batch_size: int) -> Optional[str]:
     if world_model.num_observations_tokens > 1:
         return MANY_TOKENS
     if batch_size > world_model.env_num:
         return TOO_WIDE
+    fault = fault_of_dtype(world_model)
+    if fault is not None:
+        return fault
     first_steps = [is_first_step(action, world_model) for action in obs_act_dict['action'][:batch_size]]
     return MIXED if any(first_steps) and not all(first_steps) else None

@@ -11,44 +11,19 @@ class ContextWindow:
     Overview:
         A context that has reached ``context_length - 1`` tokens keeps its last ``context_length - 3``.
     Arguments:
-        - context_length (:obj:`int`): The window in tokens.
+        - context_length (:obj:`int`): The window in tokens, at least 4.
         - mode (:obj:`str`): 'shift' drops the oldest tokens; with learned positions the others move to the places that
             become free, their keys and values corrected by the difference of the position embeddings, as the stock code
             does. 'rebuild' encodes the remaining tokens again from place 0 (rotary tokens keep their own positions,
             only whose differences matter).
         - store (:obj:`TokenStore`): Where the contexts lie.
-    Raises:
-        - ValueError: If the window leaves no room for a context.
     """
 
     def __init__(self, context_length: int, mode: str, store: TokenStore) -> None:
-        if context_length < 4:
-            raise ValueError(
-                f'policy.model.world_model_cfg.context_length is {context_length}: the cache needs at least 4 tokens '
-                "(the oldest pair, the newest pair), or kv_cache.mode='legacy'"
-            )
         self.limit = context_length - 1
         self.kept = context_length - 3
         self.moves_tokens = mode == 'shift'
         self._store = store
-
-    def longest_context(self, num_observations_tokens: int) -> int:
-        """
-        Overview:
-            The most tokens that a context has before it is shortened.
-        Arguments:
-            - num_observations_tokens (:obj:`int`): Tokens per observation; an action has one.
-        Returns:
-            - length (:obj:`int`): In tokens.
-        """
-        longest, met = num_observations_tokens, set()
-        for length in (num_observations_tokens, self.kept):
-            while length not in met:
-                met.add(length)
-                grown = length + 1 + num_observations_tokens
-                longest = max(longest, grown)
-                length = grown if grown < self.limit else self.kept
-        return longest
 
     def add(
             self, model: CachedModel, batch: ContextBatch, rows: Optional[Sequence[int]] = None

@@ -1,0 +1,79 @@
+"""Dimensions of a world model that do not fit together, and would let it die long after it was built."""
+from typing import Any
+
+from ..checks import check_count
+from ..config import entry_of
+
+PATH = 'policy.model.world_model_cfg'
+
+
+def check_dimensions(world_model_cfg: Any) -> None:
+    """
+    Overview:
+        Find what is wrong with the dimensions in ``world_model_cfg``. What is missing is not looked at.
+    Arguments:
+        - world_model_cfg (:obj:`Any`): An EasyDict, a dict or any object with the same attributes.
+    Raises:
+        - ValueError: At the first that the cache, or the model itself, cannot work with, in a sentence.
+    """
+    given = _Dimensions(world_model_cfg)
+    context_length, tokens_per_block = given.context_length, given.tokens_per_block or 2
+    if context_length is not None and context_length < 4:
+        raise ValueError(
+            f'{PATH}.context_length is {context_length}: the cache needs at least 4 tokens (the oldest pair, the newest '
+            "pair), or kv_cache.mode='legacy'"
+        )
+    if tokens_per_block < 2:
+        raise ValueError(f'{PATH}.tokens_per_block is {tokens_per_block}: allowed are at least 2, an observation and '
+                         'an action')
+    for divisor, unit in ((given.num_heads, 'num_heads'), (given.group_size, 'group_size')):
+        if given.embed_dim and divisor and given.embed_dim % divisor:
+            raise ValueError(f'{PATH}.embed_dim is {given.embed_dim}, but {PATH}.{unit} is {divisor}: allowed are '
+                             f'multiples of it, such as {divisor * max(1, round(given.embed_dim / divisor))}')
+    if given.rotary_emb:
+        if given.embed_dim and given.num_heads and given.embed_dim // given.num_heads % 2:
+            raise ValueError(
+                f'{PATH}.embed_dim is {given.embed_dim} and {PATH}.num_heads {given.num_heads}, so that a head has '
+                f'{given.embed_dim // given.num_heads} numbers: rotary_emb=True needs an even number'
+            )
+    elif context_length and given.max_tokens:
+        longest = longest_context(context_length, tokens_per_block - 1)
+        if longest > given.max_tokens:
+            raise ValueError(
+                f'{PATH}.context_length is {context_length}, so that contexts have up to {longest} tokens, but with '
+                f'learned positions {PATH}.max_tokens, which is {given.max_tokens}, is the most that a model has '
+                f'positions for: allowed are a context_length of at most {given.max_tokens}, more max_tokens (and half '
+                'of them as max_blocks), or rotary_emb=True'
+            )
+
+
+def longest_context(context_length: int, num_observations_tokens: int) -> int:
+    """
+    Overview:
+        The most tokens that a context has before it is shortened.
+    Arguments:
+        - context_length (:obj:`int`): The window in tokens.
+        - num_observations_tokens (:obj:`int`): Tokens per observation; an action has one.
+    Returns:
+        - length (:obj:`int`): In tokens.
+    """
+    limit, kept = context_length - 1, context_length - 3
+    longest, met = num_observations_tokens, set()
+    for length in (num_observations_tokens, kept):
+        while length not in met:
+            met.add(length)
+            grown = length + 1 + num_observations_tokens
+            longest = max(longest, grown)
+            length = grown if grown < limit else kept
+    return longest
+
+
+class _Dimensions:
+
+    def __init__(self, world_model_cfg: Any) -> None:
+        for name in (
+                'context_length', 'tokens_per_block', 'embed_dim', 'num_heads', 'num_layers', 'group_size', 'max_tokens'
+        ):
+            value = entry_of(world_model_cfg, name)
+            setattr(self, name, None if value is None else check_count(value, f'{PATH}.{name}', 'a dimension'))
+        self.rotary_emb = bool(entry_of(world_model_cfg, 'rotary_emb'))

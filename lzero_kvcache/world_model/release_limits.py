@@ -1,0 +1,47 @@
+"""What the release cannot run, though the managed cache can."""
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import torch
+
+from .precision import autocast_dtype
+
+NOT_FLOAT32 = 'stock fault: the release caches in float32, which goes with parameters of float32 alone'
+BFLOAT16 = 'stock fault: the release cannot hand latent states of bfloat16 to its search'
+ODD_WINDOW = (
+    'stock fault: of a full window whose context_length is odd the release drops the newest token, and takes the next '
+    'action for an observation'
+)
+TOO_LONG = "stock fault: the release's attention sees max_tokens tokens, fewer than context_length lets a context have"
+
+
+def fault_of_dtype(world_model: Any) -> Optional[str]:
+    """
+    Overview:
+        Why the release cannot infer in the dtype of a model.
+    Arguments:
+        - world_model (:obj:`WorldModel`): The model.
+    Returns:
+        - reason (:obj:`Optional[str]`): One of the above, or None where it can.
+    """
+    weight = world_model.transformer.ln_f.weight
+    if weight.dtype != torch.float32:
+        return NOT_FLOAT32
+    return BFLOAT16 if autocast_dtype(weight.device.type) == torch.bfloat16 else None
+
+
+def fault_of_lengths(world_model: Any, lengths: Sequence[int]) -> Optional[str]:
+    """
+    Overview:
+        Why the release cannot go on from contexts by an action and an observation of one token.
+    Arguments:
+        - world_model (:obj:`WorldModel`): The model.
+        - lengths (:obj:`Sequence[int]`): The tokens of its contexts, :math:`(B, )`, which it pads to the longest.
+    Returns:
+        - reason (:obj:`Optional[str]`): One of the above, or None where it can.
+    """
+    longest = max(lengths)
+    if longest + 2 > world_model.config.max_tokens:
+        return TOO_LONG
+    # It tells observations and actions apart by whether a token's place is even.
+    return ODD_WINDOW if longest % 2 == 0 else None
