@@ -6,7 +6,7 @@ from models import build_model, kv_cache, observations, random_action, two_token
 from searches import search
 from test_world_model import MODELS
 
-from lzero_kvcache.world_model import validated
+from lzero_kvcache.world_model import release_limits, validated
 from lzero_kvcache.world_model.validated import KVCacheMismatchError
 
 
@@ -214,3 +214,78 @@ def test_observations_of_two_tokens_are_not_compared():
     for _ in range(3):
         player.step([0], 5)
     assert player.report.not_compared == {validated.MANY_TOKENS: 3 * 6}
+
+
+def what_the_release_cannot_run(steps=6, num_simulations=6, **options):
+    player = Player(kv_cache=kv_cache(mode='validate'), **options)
+    for _ in range(steps):
+        player.step([0, 1], num_simulations)
+    report = player.report
+    assert report.differed == 0
+    assert report.agreed + sum(report.not_compared.values()) == 2 * steps * (num_simulations + 1)
+    return report
+
+
+@pytest.mark.parametrize('rotary', [False, True], ids=['learned positions', 'rotary positions'])
+@pytest.mark.parametrize('context_length', [5, 7])
+def test_windows_of_odd_length_are_not_compared_once_they_are_full(context_length, rotary):
+    report = what_the_release_cannot_run(context_length=context_length, rotary=rotary)
+    assert report.agreed > 0
+    assert set(report.not_compared) <= {release_limits.ODD_WINDOW, validated.PADDED}
+    assert report.not_compared[release_limits.ODD_WINDOW] > 20
+
+
+def test_contexts_longer_than_the_releases_attention_are_not_compared():
+    report = what_the_release_cannot_run(context_length=20, max_tokens=6, max_blocks=3, rotary=True)
+    assert report.agreed > 0
+    assert set(report.not_compared) <= {release_limits.TOO_LONG, validated.PADDED}
+    assert report.not_compared[release_limits.TOO_LONG] > 20
+
+
+def test_an_episode_that_begins_anew_is_compared_again():
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=7)
+    for _ in range(5):
+        player.step([0])
+    agreed = player.report.agreed
+    assert player.report.not_compared
+    player.end(0)
+    player.step([0], 3)
+    assert player.report.agreed > agreed
+
+
+@pytest.mark.parametrize('dtype, reason', [
+    (torch.bfloat16, release_limits.BFLOAT16), (torch.float16, None)
+], ids=str)
+def test_autocast(dtype, reason):
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=8)
+    with torch.autocast('cpu', dtype):
+        for _ in range(4):
+            player.step([0], 6)
+    assert player.report.differed == 0
+    if reason is None:
+        assert (player.report.agreed, dict(player.report.not_compared)) == (4 * 7, {})
+        assert player.report.largest_difference < 5e-3
+    else:
+        assert player.report.not_compared == {reason: 4 * 7}
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_parameters_of_another_dtype_are_not_compared(dtype):
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=8)
+    player.model.to(dtype)
+    player.step([0], 4)
+    player.step([0], 4)
+    assert player.report.not_compared == {release_limits.NOT_FLOAT32: 2 * 5}
+
+
+def test_what_the_release_fails_at_for_no_known_reason_is_not_counted_but_said(monkeypatch):
+    player = Player(kv_cache=kv_cache(mode='validate'), context_length=8)
+    player.step([0], 4)
+
+    def fail(*arguments, **keywords):
+        raise KeyError('a bug')
+
+    monkeypatch.setattr(player.model.world_model, 'update_cache_context', fail)
+    with pytest.raises(validated.StockInferenceError, match=r"the stock code has failed \(KeyError: 'a bug'\), which no "):
+        player.step([0])
+    assert not player.report.not_compared

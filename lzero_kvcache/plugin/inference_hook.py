@@ -15,6 +15,7 @@ from ..config import KEY_PATH, KVCacheConfig
 from ..ddp import mend_release
 from ..world_model import KVCacheWorldModel, KVCacheWorldModelMixin
 from ..world_model.positions import host_timesteps
+from .dimensions import check_policy_dimensions
 from .evaluator import mend_evaluator
 from .rounds import check_rounds_early
 from .scalar_transform import read_scalars_lean
@@ -37,6 +38,7 @@ class KVCachePolicyMixin:
         check_rounds_early()
         if cfg.multi_gpu:
             mend_release()
+        check_policy_dimensions(cfg)
         model = super()._create_model(cfg, model)
         self._kv_cache_world_model = _managed_world_model(model.world_model, cfg)
         self._kv_cache_statistics = None

@@ -143,10 +143,19 @@ class CachedModel:
             - observations (:obj:`torch.Tensor`): :math:`(B, ...)`.
         Returns:
             - latents (:obj:`torch.Tensor`): :math:`(B, num_observations_tokens, E)`.
+        Raises:
+            - ValueError: If the encoder makes another number of tokens.
         """
         if observations.is_floating_point():
             observations = observations.to(self._observation_dtype)
-        return self.world_model.tokenizer.encode_to_obs_embeddings(observations).to(self.like.dtype)
+        latents = self.world_model.tokenizer.encode_to_obs_embeddings(observations).to(self.like.dtype)
+        if latents.shape[1] != self.num_observations_tokens:
+            raise ValueError(
+                f'policy.model.world_model_cfg.tokens_per_block is {1 + self.num_observations_tokens}, an action and '
+                f'{self.num_observations_tokens} for an observation, but the encoder makes {latents.shape[1]} of an '
+                f'observation: allowed is {1 + latents.shape[1]}'
+            )
+        return latents
 
     def embed_actions(self, actions: torch.Tensor) -> torch.Tensor:
         """

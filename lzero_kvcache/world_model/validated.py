@@ -335,10 +335,10 @@ class ValidatedInference:
                 continue
             stock_lengths.append(world_model.shared_pool_init_infer[row][slot].size)
             context = self._root_contexts.get((row, slot))
-            if context is None or context.owner != owners[row] or stock_lengths[row] != lengths[row]:
+            if context is None or context.owner != owners[row]:
                 flaws.append(WRONG_ENTRY)
             else:
-                flaws.append(context.flaw)
+                flaws.append(context.flaw or (WRONG_ENTRY if stock_lengths[row] != lengths[row] else None))
         longest = max(stock_lengths)
         flaws = [flaw or (None if length == longest else PADDED) for flaw, length in zip(flaws, stock_lengths)]
         return flaws, stock_lengths
@@ -402,7 +402,9 @@ class ValidatedInference:
         used = [*world_model.pos_emb_diff_k, *world_model.pos_emb_diff_v]
         kinds = ['key'] * world_model.num_layers + ['value'] * world_model.num_layers
         for index, (table, kind) in enumerate(zip(used, kinds)):
-            embedding = world_model._get_positional_embedding(index % world_model.num_layers, kind)
+            # The tables were made outside of any autocast.
+            with torch.autocast(table[window].device.type, enabled=False):
+                embedding = world_model._get_positional_embedding(index % world_model.num_layers, kind)
             current = embedding[:, :, :window[1] - window[0]] - embedding[:, :, window[0]:window[1]]
             if not torch.allclose(table[window], current, atol=self._config.validation_tolerance):
                 return False
