@@ -52,7 +52,8 @@ class KVCacheConfig:
         - enable_stats (:obj:`bool`): Whether hits, misses and evictions are counted.
         - log_interval (:obj:`int`): Searches between two log lines and two TensorBoard points; 0 logs no lines and
             leaves the points that end a collect or eval phase.
-        - validation_tolerance (:obj:`float`): The largest absolute difference that mode 'validate' accepts.
+        - validation_tolerance (:obj:`float`): The largest absolute difference that mode 'validate' accepts; under
+            ``torch.autocast`` it is at least 8 times the spacing of its numbers.
     Raises:
         - ValueError: On a value that is not allowed, with its full key path.
     """

@@ -124,7 +124,8 @@ class Oracle:
         else:
             queries, keys = (
                 torch.view_as_real(
-                    torch.view_as_complex(states.float().unflatten(-1, heads).unflatten(-1, (-1, 2))) * rotation[0][:, None]
+                    torch.view_as_complex(states.unflatten(-1, heads).unflatten(-1, (-1, 2)).float())
+                    * rotation[0][:, None]
                 ).flatten(-3).to(values.dtype) for states in (queries, keys)
             )
             keys, values = keys.expand(length, -1, -1), values.expand(length, -1, -1)

@@ -4,6 +4,8 @@ import logging
 import pytest
 import torch
 from episodes import Episodes
+from lzero.model.unizero_world_models.slicer import Head
+from lzero.model.unizero_world_models.transformer import SelfAttention
 from models import build_model, kv_cache
 from torch import nn
 from torch.nn.modules import module as all_modules
@@ -130,6 +132,15 @@ def test_modules_that_change_are_noticed(change):
     episodes.step([0, 1], 2)
 
 
+@pytest.mark.parametrize('owner', [SelfAttention, nn.LayerNorm, nn.Embedding, Head], ids=lambda owner: owner.__name__)
+def test_a_class_that_is_given_another_forward_is_noticed(owner, monkeypatch):
+    model, episodes = playing()
+    forward = owner.forward
+    monkeypatch.setattr(owner, 'forward', lambda *arguments, **keywords: forward(*arguments, **keywords) * 0.8)
+    episodes.weights_have_changed()
+    episodes.step([0, 1], 2)
+
+
 def test_a_change_of_a_setting_is_said_once(caplog):
     structure._warn_of_change.cache_clear()
     model, episodes = playing()
@@ -139,8 +150,8 @@ def test_a_change_of_a_setting_is_said_once(caplog):
             episodes.weights_have_changed()
             episodes.step([0, 1])
     assert [record.message for record in caplog.records if 'eps' in record.message] == [
-        'transformer.ln_f.eps of the world model has been set to another value: what was cached before is computed again, '
-        'as it will be whenever it is set. Said once.'
+        'transformer.ln_f.eps of the world model has been set to another value: what was cached before is computed '
+        'again, as it will be whenever it is set. Said once.'
     ]
 
 

@@ -34,6 +34,5 @@ def check_policy_dimensions(cfg: Any) -> None:
     if cfg.model.categorical_distribution and support_size != world_model.support_size:
         raise ValueError(
             f'{PATH}.support_size is {world_model.support_size}, but policy.model.support_scale is '
-            f'{cfg.model.support_scale}: allowed is a support_size of {support_size}, from -{cfg.model.support_scale} to '
-            f'{cfg.model.support_scale}'
+            f'{cfg.model.support_scale}: allowed is {support_size}, twice the scale and one'
         )

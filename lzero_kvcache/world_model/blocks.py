@@ -10,7 +10,7 @@ from lzero.model.unizero_world_models.transformer import Block, SelfAttention
 from torch import nn
 
 from .linear import linear
-from .structure import has_hooks
+from .structure import runs_its_own_forward
 
 logger = logging.getLogger('lzero_kvcache')
 
@@ -37,16 +37,6 @@ def in_sequence(module: nn.Module) -> Function:
         return x
 
     return run
-
-
-def runs_its_own_forward(module: nn.Module) -> bool:
-    """
-    Overview:
-        Whether a module computes anything but what its class says: hooks, or a forward of this one instance.
-    Arguments:
-        - module (:obj:`nn.Module`): The module.
-    """
-    return has_hooks(module) or 'forward' in vars(module)
 
 
 def is_plain_embedding(module: nn.Module) -> bool:

@@ -17,11 +17,12 @@ from .blocks import (
     in_parallel,
     in_sequence,
     is_plain_embedding,
-    runs_its_own_forward,
     warn_of_unknown_layer,
 )
+from .dimensions import PATH
 from .positions import rotary_frequencies, rotations
 from .precision import at_least_float32
+from .structure import runs_its_own_forward
 
 HEADS = ('rewards', 'observations', 'policy', 'value')
 
@@ -82,11 +83,11 @@ class CachedModel:
             self._embed_positions = in_sequence(world_model.pos_emb)
             self._position_table = world_model.pos_emb.weight if is_plain_embedding(world_model.pos_emb) else None
         self._blocks = [block_of(block) for block in world_model.transformer.blocks]
-        if num_places > world_model.config.max_tokens and any(isinstance(block, UnknownBlock) for block in self._blocks):
+        most = world_model.config.max_tokens
+        if num_places > most and any(isinstance(block, UnknownBlock) for block in self._blocks):
             raise ValueError(
-                f'policy.model.world_model_cfg.max_tokens is {world_model.config.max_tokens}, the most that a block sees '
-                f'which is called as it is, but contexts have up to {num_places} tokens: allowed are at least as many, '
-                'or a smaller context_length'
+                f'{PATH}.max_tokens is {most}, and a block that is called as it is sees no more tokens, but contexts '
+                f'have up to {num_places}: allowed are at least as many, or a smaller context_length'
             )
         self._embed_actions = in_sequence(world_model.act_embedding_table)
         self._final_norm = in_sequence(world_model.transformer.ln_f)
@@ -151,9 +152,8 @@ class CachedModel:
         latents = self.world_model.tokenizer.encode_to_obs_embeddings(observations).to(self.like.dtype)
         if latents.shape[1] != self.num_observations_tokens:
             raise ValueError(
-                f'policy.model.world_model_cfg.tokens_per_block is {1 + self.num_observations_tokens}, an action and '
-                f'{self.num_observations_tokens} for an observation, but the encoder makes {latents.shape[1]} of an '
-                f'observation: allowed is {1 + latents.shape[1]}'
+                f'{PATH}.tokens_per_block is {1 + self.num_observations_tokens}, of which one is the action, but the '
+                f'encoder makes {latents.shape[1]} of an observation: allowed is {1 + latents.shape[1]}'
             )
         return latents
 

@@ -204,8 +204,8 @@ class KVCacheWorldModelMixin:
         after = self.transformer.ln_f.weight
         if (after.device, after.dtype) != (device, dtype) and hasattr(self, '_kv_cache_inference'):
             self._kv_cache_inference.leave_device()
-            if rotation is not None and self.kv_cache_manager is not None and not self.transformer.freqs_cis.is_complex():
-                # Module.to(dtype) leaves only the real part of complex buffers.
+            if self.kv_cache_manager is not None and rotation is not None:
+                # Module.to(dtype) casts complex buffers, too, and leaves only their real part.
                 self.transformer.freqs_cis = rotation.to(after.device)
         return applied
 

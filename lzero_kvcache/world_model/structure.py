@@ -2,24 +2,42 @@
 import logging
 from collections.abc import Iterator
 from functools import cache
+from numbers import Number
 from typing import Any
 
+from lzero.model.unizero_world_models.slicer import Head, PolicyHeadCont
+from lzero.model.unizero_world_models.transformer import Block, SelfAttention, Transformer
 from torch import nn
 from torch.nn.modules import module as all_modules
 
 logger = logging.getLogger('lzero_kvcache')
 
-PLAIN = (bool, int, float, complex, str, bytes, type(None))
+PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None)])
+# What every module has, hooks and submodules among it.
+OF_ALL_MODULES = vars(nn.Module()).keys() - {'training'}
 
 
-def has_hooks(module: nn.Module) -> bool:
+# What the cache knows how to compute, as long as nobody sets another function.
+KNOWN_FORWARDS = {
+    known: known.forward for known in (
+        Transformer, Block, SelfAttention, Head, PolicyHeadCont,
+        nn.Sequential, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GELU, nn.Dropout,
+    )
+}
+
+
+def runs_its_own_forward(module: nn.Module) -> bool:
     """
     Overview:
-        Whether hooks run with a module's forward: its own, or those that run with every module's.
+        Whether a module computes anything but what its class says: hooks, its own or those for all modules, a forward
+        of this one instance, or another one that its class has been given.
     Arguments:
         - module (:obj:`nn.Module`): The module.
     """
-    return any(_hooks_of(module)) or any(_hooks_of_all_modules())
+    return (
+        any(_hooks_of(module)) or any(_hooks_of_all_modules()) or 'forward' in vars(module)
+        or any(known.forward is not forward for known, forward in KNOWN_FORWARDS.items() if isinstance(module, known))
+    )
 
 
 class StructureWatch:
@@ -93,20 +111,24 @@ def _hooks_of_all_modules() -> tuple[dict, dict]:
 
 
 def _settings_of(module: nn.Module) -> dict[str, Any]:
-    settings = {name: value for name, value in vars(module).items() if _is_setting(value)}
-    settings['class'] = type(module)
+    settings = {
+        name: value for name, value in vars(module).items() if name not in OF_ALL_MODULES and _is_setting(value)
+    }
+    settings['__class__'] = type(module), type(module).forward
     return settings
 
 
 def _is_setting(value: Any) -> bool:
     if isinstance(value, tuple):
         return all(_is_setting(part) for part in value)
-    return isinstance(value, PLAIN) or (callable(value) and not isinstance(value, nn.Module))
+    if type(value) in PLAIN or isinstance(value, Number):
+        return True
+    return callable(value) and not isinstance(value, nn.Module)
 
 
 @cache
 def _warn_of_change(name: str) -> None:
     logger.warning(
-        f'{name} of the world model has been set to another value: what was cached before is computed again, as it will '
-        'be whenever it is set. Said once.'
+        f'{name} of the world model has been set to another value: what was cached before is computed again, as it '
+        'will be whenever it is set. Said once.'
     )

@@ -67,8 +67,8 @@ class WeightsWatch:
     def may_have_changed(self) -> bool:
         """
         Overview:
-            A look that is cheap enough for every simulation. It notices optimisers, and whatever writes to a weight that
-            counts what is written to it.
+            A look that is cheap enough for every simulation. It notices optimisers, and whatever is written to weights
+            that count it.
         """
         return self._steps != _optimizer_steps or self._versions != [tensor._version for tensor in self._counting]
 
