@@ -7,7 +7,7 @@ from searches import search
 from test_world_model import MODELS
 
 from lzero_kvcache.world_model import release_limits, validated
-from lzero_kvcache.world_model.validated import KVCacheMismatchError
+from lzero_kvcache.world_model.validation_report import KVCacheMismatchError, StockInferenceError
 
 
 class Player:
@@ -286,6 +286,6 @@ def test_what_the_release_fails_at_for_no_known_reason_is_not_counted_but_said(m
         raise KeyError('a bug')
 
     monkeypatch.setattr(player.model.world_model, 'update_cache_context', fail)
-    with pytest.raises(validated.StockInferenceError, match=r"the stock code has failed \(KeyError: 'a bug'\)"):
+    with pytest.raises(StockInferenceError, match=r"the stock code has failed \(KeyError: 'a bug'\)"):
         player.step([0])
     assert not player.report.not_compared

@@ -44,7 +44,7 @@ def self_test() -> list[Finding]:
         import torch
 
         from ..bench.searcher import Searcher
-        from ..world_model.validated import KVCacheMismatchError
+        from ..world_model.validation_report import KVCacheMismatchError
     except ImportError as error:
         return [Finding('self-test', PROBLEM, f'not possible: {error}')]
     # Compiling the model takes longer than all the rest, and is no part of the cache.

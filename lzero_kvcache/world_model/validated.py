@@ -1,8 +1,7 @@
 """Managed and stock inference side by side, every prediction compared: mode 'validate'."""
 import logging
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -17,6 +16,7 @@ from .managed import ManagedInference, Outputs, RootEnvironments, check_expansio
 from .positions import host_timesteps
 from .precision import autocast_dtype
 from .release_limits import fault_of_dtype, fault_of_lengths
+from .validation_report import KVCacheMismatchError, StockInferenceError, ValidationReport
 
 logger = logging.getLogger('lzero_kvcache')
 
@@ -38,44 +38,6 @@ MISPLACED = (
 TORN = 'stock fault: at max_seq_len the rotary positions of the release begin again within a context'
 NO_TIMESTEPS = 'stock fault: without timesteps the release gives all steps of an episode the same rotary positions'
 REANALYSIS = 'stock fault: in reanalysis the release ignores its cache and starts over at every node'
-
-
-class KVCacheMismatchError(RuntimeError):
-    """
-    Overview:
-        Managed and stock inference disagree where they should agree.
-    """
-
-
-class StockInferenceError(RuntimeError):
-    """
-    Overview:
-        The stock code has failed, and not by a fault of the release that mode 'validate' knows.
-    """
-
-
-@dataclass
-class ValidationReport:
-    """
-    Overview:
-        What mode 'validate' has seen. Counted are rows of inferences.
-    Arguments:
-        - agreed (:obj:`int`): All predictions within the tolerance.
-        - differed (:obj:`int`): A prediction outside it.
-        - not_compared (:obj:`Counter`): Rows that cannot be compared, by reason.
-        - largest_difference (:obj:`float`): The largest absolute difference among the compared.
-    """
-    agreed: int = 0
-    differed: int = 0
-    not_compared: Counter = field(default_factory=Counter)
-    largest_difference: float = 0.0
-
-    def __str__(self) -> str:
-        reasons = ''.join(f'\n  {count} not compared: {reason}' for reason, count in self.not_compared.most_common())
-        return (
-            f'{self.agreed} predictions agreed with the stock ones (largest difference {self.largest_difference:.2e}), '
-            f'{self.differed} differed{reasons}'
-        )
 
 
 @dataclass(frozen=True)

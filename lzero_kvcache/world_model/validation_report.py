@@ -1,0 +1,41 @@
+"""What mode 'validate' has seen."""
+from collections import Counter
+from dataclasses import dataclass, field
+
+
+class KVCacheMismatchError(RuntimeError):
+    """
+    Overview:
+        Managed and stock inference disagree where they should agree.
+    """
+
+
+class StockInferenceError(RuntimeError):
+    """
+    Overview:
+        The stock code has failed, and not by a fault of the release that mode 'validate' knows.
+    """
+
+
+@dataclass
+class ValidationReport:
+    """
+    Overview:
+        What mode 'validate' has seen. Counted are rows of inferences.
+    Arguments:
+        - agreed (:obj:`int`): All predictions within the tolerance.
+        - differed (:obj:`int`): A prediction outside it.
+        - not_compared (:obj:`Counter`): Rows that cannot be compared, by reason.
+        - largest_difference (:obj:`float`): The largest absolute difference among the compared.
+    """
+    agreed: int = 0
+    differed: int = 0
+    not_compared: Counter = field(default_factory=Counter)
+    largest_difference: float = 0.0
+
+    def __str__(self) -> str:
+        reasons = ''.join(f'\n  {count} not compared: {reason}' for reason, count in self.not_compared.most_common())
+        return (
+            f'{self.agreed} predictions agreed with the stock ones (largest difference {self.largest_difference:.2e}), '
+            f'{self.differed} differed{reasons}'
+        )
