@@ -44,16 +44,28 @@ def test_predictions_equal_the_oracle(precision, cache, options):
         assert play_irregularly(model, num_simulations=3).compared > 100
 
 
-@pytest.mark.parametrize('is_packed', [True, False], ids=['packed weights', 'plain weights'])
-def test_wide_models_equal_the_oracle(precision, is_packed, monkeypatch):
-    if not is_packed:
-        monkeypatch.setattr(linear, 'packed_linear', lambda: None)
+def test_wide_models_equal_the_oracle(precision):
     cast, surroundings = precision
     model = cast(narrowed(build_model(kv_cache=kv_cache(), context_length=8, embed_dim=512)))
     with surroundings():
         played = Episodes(model)
         for _ in range(2):
             played.step([0, 1], 4)
+
+
+@pytest.mark.parametrize('is_packed', [True, False], ids=['packed weights', 'plain weights'])
+def test_wide_models_go_in_and_out_of_autocast(is_packed, monkeypatch):
+    if not is_packed:
+        monkeypatch.setattr(linear, 'packed_linear', lambda: None)
+    played = Episodes(narrowed(build_model(kv_cache=kv_cache(), context_length=8, embed_dim=512)))
+    for _ in range(2):
+        monkeypatch.setattr(episodes, 'TOLERANCE', 1e-4)
+        played.step([0], 6)
+        played.weights_have_changed()
+        monkeypatch.setattr(episodes, 'TOLERANCE', TOLERANCES[torch.bfloat16])
+        with torch.autocast('cpu', torch.bfloat16):
+            played.step([0], 6)
+        played.weights_have_changed()
 
 
 def narrowed(model):
@@ -67,11 +79,11 @@ def test_images(precision):
     model = cast(build_model(kv_cache=kv_cache(), context_length=8, observation='image'))
     with surroundings():
         played = Episodes(model)
-        for _ in range(3):
-            played.step([0], 3)
+        for _ in range(2):
+            played.step([0], 1)
 
 
-@pytest.mark.parametrize('name, rotary', [('unizero', False), ('unizero', True), ('sampled_unizero', True)])
+@pytest.mark.parametrize('name, rotary', [('unizero', False), ('sampled_unizero', True)])
 def test_policies_search(precision, name, rotary):
     cast, surroundings = precision
     policy = build_policy(name, rotary=rotary, context_length=8, kv_cache=kv_cache())
@@ -79,7 +91,7 @@ def test_policies_search(precision, name, rotary):
     with surroundings():
         for phase in ('collect', 'eval'):
             environments = Environments(policy, phase)
-            for env_ids in ([0, 1, 2], [2, 0], [1, 2, 0], [0, 1]):
+            for env_ids in ([0, 1, 2], [2, 0], [1, 0]):
                 environments.step(env_ids)
 
 
