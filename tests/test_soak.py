@@ -105,7 +105,7 @@ def test_a_soak_finds_what_grows(monkeypatch, screen):
 
     def meet_and_note(self, *arguments):
         self.notes = getattr(self, 'notes', []) + [0] * 50
-        meet(self, *arguments)
+        return meet(self, *arguments)
 
     monkeypatch.setattr(EnvironmentHistories, 'meet', meet_and_note)
     soak = Soak(steps=75, num_samples=WINDOWS, compares_nodes=0, strategies=['lru'])
