@@ -1,4 +1,5 @@
-"""Pool sizes that keep within a memory budget."""
+"""What pools of some sizes take, and sizes that keep within a memory budget or this machine's memory."""
+import os
 from dataclasses import dataclass, replace
 from math import ceil
 from typing import Any, Optional
@@ -10,8 +11,11 @@ from .config import KEY_PATH, entry_of
 
 MIB = 2 ** 20
 FLOAT_BYTES = 4
+# Of an entry, whatever it holds: a key, its place in three dicts and in the strategy's order (measured: 330 to 460).
+INDEX_BYTES = 350
 # The first takes what it can use, the last what is left.
 BY_NEED = ('recur', 'wm', 'init')
+POOLS = ('init', 'recur', 'wm')
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class PoolSizes:
         """
         return PoolSizes(*(
             theirs if own is None else own
-            for own, theirs in zip((self.init, self.recur, self.wm), (others.init, others.recur, others.wm))
+            for own, theirs in ((getattr(self, pool), getattr(others, pool)) for pool in POOLS)
         ))
 
 
@@ -86,6 +90,33 @@ class ContextMemory:
             context_tokens=dimensions['context_length'], node_tokens=dimensions['context_length'],
         )
 
+    def tokens_of(self, sizes: PoolSizes, env_num: int) -> Any:
+        """
+        Overview:
+            The most tokens that pools of some sizes hold, each kind of pool counted for itself.
+        Arguments:
+            - sizes (:obj:`PoolSizes`): In entries; an array in place of a number gives an array.
+            - env_num (:obj:`int`): Environments.
+        Returns:
+            - tokens (:obj:`int`): How many.
+        """
+        held = self.held_contexts + env_num * sizes.init + sizes.wm
+        return held * self.context_tokens + self.tokens_of_search(sizes.recur, env_num)
+
+    def tokens_of_search(self, entries: Any, env_num: int) -> Any:
+        """
+        Overview:
+            The most tokens of a recur pool.
+        Arguments:
+            - entries (:obj:`int`): Its size.
+            - env_num (:obj:`int`): Environments.
+        Returns:
+            - tokens (:obj:`int`): How many.
+        """
+        # Contexts that share their ancestors' tokens begin with those of the roots.
+        shared = env_num * self.context_tokens + entries * self.node_tokens
+        return np.minimum(entries * self.context_tokens, shared)
+
 
 @dataclass(frozen=True)
 class MemoryBudget:
@@ -131,14 +162,9 @@ class MemoryBudget:
     def tokens_of(self, sizes: PoolSizes) -> Any:
         """
         Overview:
-            The most tokens that pools of some sizes hold, each kind of pool counted for itself.
-        Arguments:
-            - sizes (:obj:`PoolSizes`): In entries; an array in place of a number gives an array.
-        Returns:
-            - tokens (:obj:`int`): How many.
+            As ``ContextMemory.tokens_of``.
         """
-        held = self.memory.held_contexts + self.env_num * sizes.init + sizes.wm
-        return held * self.memory.context_tokens + self._tokens_of_search(sizes.recur)
+        return self.memory.tokens_of(sizes, self.env_num)
 
     def store_tokens(self, sizes: PoolSizes) -> int:
         """
@@ -150,34 +176,50 @@ class MemoryBudget:
         Returns:
             - tokens (:obj:`int`): How many.
         """
-        of_others = self._tokens_of_search(sizes.recur) - sizes.recur * self.memory.node_tokens
+        of_others = self.memory.tokens_of_search(sizes.recur, self.env_num) - sizes.recur * self.memory.node_tokens
         return self._tokens - sizes.wm * self.memory.context_tokens - of_others
-
-    def describe(self, sizes: PoolSizes) -> str:
-        """
-        Overview:
-            What the sizes came to, in a sentence.
-        Arguments:
-            - sizes (:obj:`PoolSizes`): In entries.
-        Returns:
-            - text (:obj:`str`): For the log.
-        """
-        needed = self.tokens_of(sizes) * self.memory.token_bytes
-        return (
-            f'kv_cache.memory_budget_mb={self.megabytes:g}: init pools of {sizes.init:,} entries for each of '
-            f'{self.env_num} environments, a recur pool of {sizes.recur:,}, a wm pool of {sizes.wm:,}; '
-            f'{needed / MIB:.3g} MiB when they are full, {self.memory.token_bytes:,} bytes a token'
-        )
 
     @property
     def _tokens(self) -> int:
         return round(self.megabytes * MIB) // self.memory.token_bytes
 
-    def _tokens_of_search(self, entries: Any) -> Any:
-        longest = self.memory.context_tokens
-        # Contexts that share their ancestors' tokens begin with those of the roots.
-        return np.minimum(entries * longest, self.env_num * longest + entries * self.memory.node_tokens)
-
     def _smallest(self, sizes: PoolSizes) -> float:
         needed = self.tokens_of(sizes) * self.memory.token_bytes / MIB
         return ceil(needed * 1000) / 1000
+
+
+def check_sizes(given: PoolSizes, wanted: PoolSizes, memory: Optional[ContextMemory], env_num: int) -> None:
+    """
+    Overview:
+        Refuse a pool that this machine's memory could not hold when it is full.
+    Arguments:
+        - given (:obj:`PoolSizes`): Sizes that the user has set.
+        - wanted (:obj:`PoolSizes`): What they would be otherwise.
+        - memory (:obj:`Optional[ContextMemory]`): What contexts cost; None: not known.
+        - env_num (:obj:`int`): Environments, each with an init pool.
+    Raises:
+        - ValueError: If one is too large.
+    """
+    available = _machine_bytes()
+    for pool in POOLS:
+        size = getattr(given, pool)
+        if size is None or available is None:
+            continue
+        needed = size * INDEX_BYTES * (env_num if pool == 'init' else 1)
+        if memory is not None:
+            alone = replace(PoolSizes(0, 0, 0), **{pool: size})
+            needed += int(memory.tokens_of(alone, env_num)) * memory.token_bytes
+        if needed > available:
+            raise ValueError(
+                f'{KEY_PATH}.{pool}_pool.size is {size}: when it is full, it takes {needed // MIB:,} MiB, and this '
+                f'machine has {available // MIB:,}. Leave it out ({getattr(wanted, pool):,} entries then), or let '
+                'memory_budget_mb choose'
+            )
+
+
+def _machine_bytes() -> Optional[int]:
+    names = ('SC_PAGE_SIZE', 'SC_PHYS_PAGES')
+    if not all(name in getattr(os, 'sysconf_names', ()) for name in names):
+        return None
+    page_bytes, pages = map(os.sysconf, names)
+    return page_bytes * pages

@@ -14,6 +14,7 @@ MODES = ('managed', 'legacy', 'validate')
 ON_MISS = ('rebuild', 'reset')
 WINDOWS = ('shift', 'rebuild')
 ROPE_POSITIONS = ('aligned', 'release')
+OLDER_SPELLINGS = ('use_new_cache_manager', 'cache_validation_mode')
 
 
 @dataclass
@@ -228,7 +229,7 @@ def _parse_pool(name: str, given: Any) -> PoolConfig:
 
 def _older_mode(world_model_cfg: Any) -> Optional[str]:
     switches = {}
-    for key in ('use_new_cache_manager', 'cache_validation_mode'):
+    for key in OLDER_SPELLINGS:
         switches[key] = entry_of(world_model_cfg, key)
         if switches[key] is not None and not isinstance(switches[key], bool):
             raise ValueError(f'policy.model.world_model_cfg.{key} is {switches[key]!r}: allowed are True and False')

@@ -1,15 +1,13 @@
-import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, Callable, Optional
 
-from .budget import ContextMemory, MemoryBudget, PoolSizes
+from .budget import MIB, ContextMemory, MemoryBudget, PoolSizes, check_sizes
 from .checks import check_count, is_integer
 from .config import KVCacheConfig, PoolConfig, entry_of
 from .lock import CopyableLock
+from .placement import check_names
 from .pool import KVCachePool
 from .stats import CacheStats
-
-logger = logging.getLogger('lzero_kvcache')
 
 
 def _tensor_bytes(values: Sequence[Any]) -> int:
@@ -37,7 +35,8 @@ class KVCacheManager:
         - memory (:obj:`Optional[ContextMemory]`): What entries cost; None: a whole window each.
         - on_loss (:obj:`Optional[Callable]`): As ``KVCachePool``.
     Raises:
-        - ValueError: If the config is not valid, ``env_num`` is below 1, or the memory budget is too small.
+        - ValueError: If the config is not valid, ``env_num`` is below 1, or the memory budget or this machine's memory
+            too small.
     """
 
     # What builds the pools, with the arguments of ``KVCachePool``.
@@ -54,12 +53,15 @@ class KVCacheManager:
             on_loss: Optional[Callable[[], None]] = None,
     ) -> None:
         self.env_num = check_count(env_num, 'env_num', 'environments')
+        if isinstance(config, Mapping):
+            check_names(config)
         self.config = KVCacheConfig.find_in(config)
         self._measure = measure
         self.lock = CopyableLock()
         self.enable_stats = enable_stats and self.config.enable_stats
         self.budget: Optional[MemoryBudget] = None
-        self.sizes = self._pool_sizes(config, memory)
+        self.memory = _memory_of(config, self.config) if memory is None else memory
+        self.sizes = self._pool_sizes(config)
 
         def build(name: str, pool_config: PoolConfig, size: int) -> KVCachePool:
             strategy = self.config.strategy_of(pool_config)
@@ -70,28 +72,37 @@ class KVCacheManager:
         ]
         self.recur_pool = build('recur_pool', self.config.recur_pool, self.sizes.recur)
         self.wm_pool = build('wm_pool', self.config.wm_pool, self.sizes.wm)
-        if memory is None:
-            self.log_budget()
 
-    def _pool_sizes(self, config: Any, memory: Optional[ContextMemory]) -> PoolSizes:
+    def _pool_sizes(self, config: Any) -> PoolSizes:
         num_simulations = _count_in(config, 'num_simulations', 'simulations', default=50)
         init_size = _count_in(config, 'game_segment_length', 'steps', default=max(256, 2 * num_simulations))
         wanted = PoolSizes(init=init_size, recur=num_simulations * self.env_num, wm=self.env_num)
         given = PoolSizes(self.config.init_pool.size, self.config.recur_pool.size, self.config.wm_pool.size)
+        check_sizes(given, wanted, self.memory, self.env_num)
         if self.config.memory_budget_mb is None:
             return given.or_else(wanted)
-        self.budget = MemoryBudget(
-            float(self.config.memory_budget_mb), memory or ContextMemory.of_whole_windows(config), self.env_num
-        )
+        self.budget = MemoryBudget(float(self.config.memory_budget_mb), self.memory, self.env_num)
         return self.budget.fit(given, wanted)
 
-    def log_budget(self) -> None:
+    def describe(self) -> str:
         """
         Overview:
-            Say in the log what the memory budget came to, where there is one.
+            Mode, strategies, sizes and, where the model's dimensions are known, what full pools take, in a sentence.
         """
-        if self.budget is not None:
-            logger.info(self.budget.describe(self.sizes))
+        config, sizes = self.config, self.sizes
+        init, recur, wm = (
+            name if isinstance(name, str) else name['type']
+            for name in map(config.strategy_of, (config.init_pool, config.recur_pool, config.wm_pool))
+        )
+        text = (
+            f"kv_cache.mode='{config.mode}': init pools of {sizes.init:,} entries for each of {self.env_num} "
+            f'environments ({init}), a recur pool of {sizes.recur:,} ({recur}), a wm pool of {sizes.wm:,} ({wm})'
+        )
+        if self.memory is None:
+            return text
+        needed = self.memory.tokens_of(sizes, self.env_num) * self.memory.token_bytes
+        budget = '' if self.budget is None else f', of memory_budget_mb={self.budget.megabytes:g}'
+        return f'{text}; {needed / MIB:,.2f} MiB when they are full{budget}, {self.memory.token_bytes:,} bytes a token'
 
     def get_init_cache(self, env_id: int, cache_key: Hashable) -> Optional[Any]:
         """
@@ -267,3 +278,8 @@ class KVCacheManager:
 def _count_in(config: Any, name: str, unit: str, default: int) -> int:
     count = entry_of(config, name)
     return default if count is None else check_count(count, name, unit)
+
+
+def _memory_of(config: Any, kv_cache: KVCacheConfig) -> Optional[ContextMemory]:
+    known = all(entry_of(config, name) is not None for name in ('num_layers', 'embed_dim', 'context_length'))
+    return ContextMemory.of_whole_windows(config) if known or kv_cache.memory_budget_mb is not None else None

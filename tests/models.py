@@ -30,7 +30,7 @@ def model_config(
             obs_type=observation, rotary_emb=rotary, continuous_action_space=continuous, num_of_sampled_actions=5,
             action_space_size=NUM_ACTIONS[actions], embed_dim=64, num_heads=4, num_layers=2, env_num=4,
             max_blocks=10, max_tokens=20, context_length=8, device='cpu', sigma_type='conditioned', bound_type=None,
-            num_unroll_steps=5, rope_theta=10000, max_seq_len=8192,
+            num_unroll_steps=10, rope_theta=10000, max_seq_len=8192,
         ),
     )
     changes['world_model_cfg'].update(world_model)

@@ -1,5 +1,4 @@
 """memory_budget_mb: pool sizes that a number of bytes is enough for, and what is held stays within it."""
-import logging
 import re
 
 import pytest
@@ -50,19 +49,17 @@ def test_sizes_use_the_budget_and_keep_within_it(megabytes, memory, env_num, giv
             assert bytes_of(budget, one_more) > megabytes * MIB - memory.token_bytes
 
 
-def test_a_manager_by_hand_derives_its_sizes_and_says_them(caplog):
-    with caplog.at_level(logging.INFO, 'lzero_kvcache'):
-        manager = KVCacheManager(EasyDict(kv_cache=dict(memory_budget_mb=2), num_simulations=10, **DIMENSIONS), 4)
+def test_a_manager_by_hand_derives_its_sizes_and_says_them():
+    manager = KVCacheManager(EasyDict(kv_cache=dict(memory_budget_mb=2), num_simulations=10, **DIMENSIONS), 4)
     # Windows of 8 KiB: 256 fit, the 40 nodes first, then 4 rows, then the roots of 4 environments.
     assert (manager.init_pools[0].pool_size, manager.recur_pool.pool_size, manager.wm_pool.pool_size) == (53, 40, 4)
-    (message, ) = [record.message for record in caplog.records]
-    assert message == (
-        'kv_cache.memory_budget_mb=2: init pools of 53 entries for each of 4 environments, a recur pool of 40, a wm '
-        'pool of 4; 2 MiB when they are full, 1,024 bytes a token'
+    assert manager.describe() == (
+        "kv_cache.mode='managed': init pools of 53 entries for each of 4 environments (fifo), a recur pool of 40 "
+        '(fifo), a wm pool of 4 (fifo); 2.00 MiB when they are full, of memory_budget_mb=2, 1,024 bytes a token'
     )
 
 
-def test_sizes_that_are_given_stay(caplog):
+def test_sizes_that_are_given_stay():
     cache = dict(memory_budget_mb=2, recur_pool=dict(size=100), init_pool=dict(size=3))
     manager = KVCacheManager(EasyDict(kv_cache=cache, **DIMENSIONS), 4)
     assert (manager.init_pools[0].pool_size, manager.recur_pool.pool_size, manager.wm_pool.pool_size) == (3, 100, 4)
@@ -94,15 +91,13 @@ def test_too_small_a_budget_says_the_smallest_that_works():
 @pytest.mark.parametrize('window', ['shift', 'rebuild'])
 @pytest.mark.parametrize('on_miss', ['rebuild', 'reset'])
 @pytest.mark.parametrize('megabytes', [0.15, 0.5])
-def test_what_the_pools_hold_keeps_within_the_budget(megabytes, on_miss, window, caplog):
+def test_what_the_pools_hold_keeps_within_the_budget(megabytes, on_miss, window):
     cache = kv_cache(memory_budget_mb=megabytes, on_miss=on_miss, window=window, strategy='lru')
     model = build_model(kv_cache=cache)
     manager, held = model.world_model.kv_cache_manager, []
     phases = [Episodes(model, phase) for phase in ('collect', 'eval')]
-    with caplog.at_level(logging.INFO, 'lzero_kvcache'):
-        for episodes in phases * 5:
-            episodes.step([0, 1, 2, 3], 20)
-            held.append(sum(manager.memory_bytes().values()))
+    for episodes in phases * 5:
+        episodes.step([0, 1, 2, 3], 20)
+        held.append(sum(manager.memory_bytes().values()))
     assert max(held) <= megabytes * MIB
     assert max(held) > 0.3 * megabytes * MIB or manager.recur_pool.stats.evictions == 0
-    assert sum('memory_budget_mb' in record.message for record in caplog.records) == 1

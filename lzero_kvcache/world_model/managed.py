@@ -441,8 +441,6 @@ class ManagedInference:
 
     def _current_model(self, world_model: Any) -> CachedModel:
         if self._watch.has_changed(world_model):
-            if self.weights_generation == 0:
-                self.manager.log_budget()
             self._watch.remember(world_model)
             self.weights_generation += 1
             self._drop_contexts()
@@ -673,8 +671,8 @@ def _checked_roots(
     if min(env_ids) < 0 or max(env_ids) >= env_num:
         raise ValueError(
             f'env_ids are {list(env_ids)}: allowed are 0 to {env_num - 1}, for the cache was set up for {env_num} '
-            'environments (the largest of policy.collector_env_num, policy.evaluator_env_num and '
-            'policy.model.world_model_cfg.env_num)'
+            'environments (the larger of policy.collector_env_num and policy.evaluator_env_num; without a policy '
+            'world_model_cfg.env_num)'
         )
     if len(first_steps) != batch_size:
         raise ValueError(f'{len(first_steps)} actions came with {batch_size} observations: needed is one for each')

@@ -8,6 +8,7 @@ from lzero.model.unizero_world_models.world_model import WorldModel
 from ..checks import is_integer
 from ..config import KVCacheConfig
 from ..manager import KVCacheManager
+from ..placement import WORLD_MODEL_PATH, check_placement
 from .imagination import Imagination
 from .legacy import LegacyInference
 from .managed import ManagedInference, RootEnvironments
@@ -48,6 +49,7 @@ class KVCacheWorldModelMixin:
         Raises:
             - ValueError: If the config is not valid or the model's window is too short for a cache.
         """
+        check_placement(self.config, WORLD_MODEL_PATH)
         self._kv_cache_roots = RootEnvironments()
         config = KVCacheConfig.from_world_model_config(self.config)
         if config is not None:
