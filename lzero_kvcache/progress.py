@@ -69,6 +69,9 @@ class _RunDisplay:
 
     def on_step(self, phase: str, env_num: int, inference: Any) -> None:
         self.inference = inference or self.inference
+        if not self._searches and phase != 'learn':
+            said = 'The stock code runs, without a managed cache' if inference is None else inference.manager.describe()
+            self._screen.print(said, markup=False, highlight=False, soft_wrap=True)
         if phase == 'learn':
             self._learner_steps += 1
             activity = f'learner step {self._learner_steps}'

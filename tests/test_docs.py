@@ -154,7 +154,8 @@ OF_OTHERS = ("No module named 'pkg_resources'", "No module named 'cv2'", "no att
              'Found no NVIDIA driver on your system', 'Torch not compiled with CUDA enabled',
              "'NoneType' object has no attribute 'data'", 'Is there a distributed collective mismatch in your code?',
              "'a' and 'p' must have same size", 'n_episode < env_num, please decrease the number of eval env',
-             'tuple index out of range', 'LightZero now only support the following algo.')
+             'tuple index out of range', 'LightZero now only support the following algo.', "No module named 'l'",
+             'index ... is out of bounds', 'Loss contains NaN values', 'Cannot take a larger sample than population')
 
 
 def test_the_messages_in_the_guides_are_those_of_the_code():

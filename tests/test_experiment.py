@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from lzero_kvcache.experiment import apply_options, apply_overrides, check_environment, load_experiment
 from lzero_kvcache.experiment.assignments import nested, parse_assignment
 from lzero_kvcache.experiment.counts import COUNTS
-from lzero_kvcache.experiment.overrides import _env_defaults, _policy_defaults
+from lzero_kvcache.experiment.defaults import env_defaults, policy_defaults
 from lzero_kvcache.experiment.run_folder import check_new_folder, newest_checkpoint
 
 ZOO = Path(zoo.__path__[0])
@@ -166,7 +166,7 @@ def test_every_count_that_is_checked_is_a_key_of_some_stock_config():
     experiments = [load_experiment(path) for path in (CARTPOLE, SEGMENT)]
     for key_path in COUNTS:
         room, key = key_path.split('.')
-        defaults = _policy_defaults if room == 'policy' else _env_defaults
+        defaults = policy_defaults if room == 'policy' else env_defaults
         assert any(key in {**defaults(each), **each.main_config[room]} for each in experiments), key_path
 
 
@@ -181,10 +181,20 @@ def test_an_environment_that_cannot_begin_is_named(cartpole):
     cartpole.create_config.env.import_names = ['zoo.no_such_room']
     with pytest.raises(ValueError, match=r"create_config.env.import_names has 'zoo.no_such_room'.*'zoo.no_such_room'"):
         check_environment(cartpole)
+    cartpole.create_config.env = dict(type='cartpol_lightzero', import_names=[])
+    with pytest.raises(ValueError, match="env.type is 'cartpol_lightzero', which .* did you mean 'cartpole_lightzero'"):
+        check_environment(cartpole)
     atari = load_experiment(ATARI, ['--env', 'PongNoFrameskip-v4'])
     atari.main_config.env.env_id = 'PingNoFrameskip-v4'
     with pytest.raises(ValueError, match="'atari_lightzero' cannot begin: .*Ping"):
         check_environment(atari)
+
+
+@pytest.mark.parametrize('key', ['collector_env_num', 'evaluator_env_num'])
+def test_more_environments_than_the_policy_names_are_refused(cartpole, key):
+    with pytest.raises(ValueError, match=rf'^env.{key} is 9, but policy.{key} is \d, and the cache has room'):
+        apply_options(cartpole, [f'env.{key}=9'])
+    apply_options(cartpole, [f'env.{key}=9', f'policy.{key}=9'])
 
 
 def test_what_the_config_file_says_of_its_arguments_is_passed_on(capsys):

@@ -173,11 +173,12 @@ def test_a_full_reset_forgets_its_own_phase_only():
     assert collect.context_lengths[-1] == 3
 
 
-def test_sizes_come_from_the_policy_whatever_the_world_model_config_says():
+@pytest.mark.parametrize('of_world_model', [4, 8])
+def test_sizes_come_from_the_policy_whatever_the_world_model_config_says(of_world_model):
     manager = build_policy(
-        kv_cache=kv_cache(), num_simulations=70, collector_env_num=6, env_num=4
+        kv_cache=kv_cache(), num_simulations=70, collector_env_num=6, env_num=of_world_model
     )._model.world_model.kv_cache_manager
-    assert manager.env_num == 6
+    assert manager.env_num == len(manager.init_pools) == 6
     assert manager.recur_pool.pool_size == 70 * 6
     assert manager.init_pools[0].pool_size == 50
     assert manager.wm_pool.pool_size == 6

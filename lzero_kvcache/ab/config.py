@@ -10,9 +10,16 @@ from typing import Any, Optional
 
 from ..checks import check_count, choices, is_integer
 from ..config import KEY_PATH, KVCacheConfig
-from ..experiment import Experiment, apply_overrides, check_environment, run_config_file, switch_cache_on
+from ..experiment import (
+    Experiment,
+    apply_overrides,
+    check_environment,
+    check_runnable,
+    run_config_file,
+    switch_cache_on,
+)
 from ..experiment.config_file import POLICY_TYPES, experiment_of
-from ..experiment.overrides import PLUGIN
+from ..experiment.imports import PLUGIN
 from .buildable import check_buildable
 from .spec import ARM_NAME, LARGEST_SEED, TrialSpec, leaves
 
@@ -180,6 +187,7 @@ def _experiment(base: Experiment, arm: str, overrides: Mapping[str, Any]) -> Exp
             raise ValueError(f'create_config.policy.type is {policy_type!r}: '
                              f'{choices(policy_type, POLICY_TYPES)}')
         _use_plugin(experiment)
+        check_runnable(experiment)
         check_environment(experiment)
         check_buildable(experiment, key_path)
     except ValueError as error:

@@ -87,11 +87,18 @@ def prepare(
 
     refusal = None
     with loading(f'LightZero and {config}'):
-        from ..experiment import apply_options, check_checkpoint, check_environment, load_experiment
+        from ..experiment import (
+            apply_options,
+            check_checkpoint,
+            check_environment,
+            check_runnable,
+            load_experiment,
+        )
         from ..threads import choose_threads
         try:
             experiment = load_experiment(config, config_arguments)
             apply_options(experiment, assignments, strategy, recur_pool_size, mode)
+            check_runnable(experiment)
             check_environment(experiment)
             experiment.model_path = experiment.model_path if checkpoint is None else str(checkpoint)
             if experiment.model_path is not None:

@@ -14,7 +14,9 @@ from unittest.mock import patch
 
 from easydict import EasyDict
 
+from ..placement import check_placement
 from .ended_early import begin_wandb_run, keep_what_is_there
+from .imports import named_modules
 from .nearest_file import existing_config, unizero_neighbours
 
 # LightZero's entries that train the policies which this package is for.
@@ -208,6 +210,13 @@ def _checked(path: Path, experiment: Experiment) -> Experiment:
             f'{unizero_neighbours(path)}'
         )
     policy = experiment.main_config.get('policy', {})
+    try:
+        for room in ('policy', 'env'):
+            named_modules(experiment.create_config, room)
+            check_placement(experiment.main_config)
+        check_placement(experiment.create_config, 'create_config')
+    except ValueError as error:
+        raise ValueError(f'{path}: {error}') from error
     if not isinstance(policy.get('model', {}).get('world_model_cfg'), Mapping):
         raise ValueError(f'{path}: main_config.policy.model.world_model_cfg is missing, which {experiment.entry} needs')
     if policy.get('multi_gpu'):

@@ -1,6 +1,7 @@
 """Numbers of things in a config that the stock entries use unchecked, deep in a run."""
 from ..checks import check_count
 from .config_file import Experiment
+from .defaults import policy_defaults
 
 COUNTS = {
     'policy.num_simulations': 'simulations of a search',
@@ -32,7 +33,7 @@ def check_counts(experiment: Experiment, prefix: str = '') -> None:
         - experiment (:obj:`Experiment`): The experiment.
         - prefix (:obj:`str`): Stands before the key paths in error messages, e.g. "arms['lru'].".
     Raises:
-        - ValueError: If one is no integer of at least 1.
+        - ValueError: If one is no integer of at least 1, or there are more environments than the policy knows of.
     """
     for key_path, unit in COUNTS.items():
         room, key = key_path.split('.')
@@ -40,3 +41,12 @@ def check_counts(experiment: Experiment, prefix: str = '') -> None:
         if key not in config or (config[key] is None and key_path in MAY_BE_NONE):
             continue
         check_count(config[key], f'{prefix}{key_path}', unit)
+    policy = {**policy_defaults(experiment), **experiment.main_config.policy}
+    env = experiment.main_config.get('env', {})
+    room = max(policy['collector_env_num'], policy['evaluator_env_num'])
+    for key in ('collector_env_num', 'evaluator_env_num'):
+        if env.get(key, 0) > room:
+            raise ValueError(
+                f'{prefix}env.{key} is {env[key]}, but policy.{key} is {policy[key]}, and the cache has room for the '
+                'environments that policy names: set both to the same number'
+            )

@@ -1,20 +1,18 @@
 """Changes to an experiment that leave its config file as it is."""
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Any, Optional
 
-from ding.utils import POLICY_REGISTRY, deep_merge_dicts
-from ding.worker import BaseLearner
 from easydict import EasyDict
 
 from ..checks import choices
-from ..config import KVCacheConfig
+from ..config import OLDER_SPELLINGS, KVCacheConfig
+from ..placement import check_placement
 from ..plugin.rounds import check_episodes
 from .config_file import Experiment
 from .counts import check_counts
-from .environment import environment_class
+from .defaults import env_defaults, policy_defaults
+from .imports import PLUGIN, import_modules, named_modules
 
-PLUGIN = 'lzero_kvcache.plugin'
 STOCK_POLICIES = ('lzero.policy.unizero', 'lzero.policy.sampled_unizero')
 ROOMS = ('kv_cache', 'policy', 'env', 'create_config')
 
@@ -31,17 +29,18 @@ def switch_cache_on(experiment: Experiment, kv_cache: Optional[Mapping[str, Any]
         - ValueError: On an entry that is not allowed, with its full key path.
     """
     policy = experiment.create_config.policy
-    others = [name for name in policy.get('import_names', []) if name not in (*STOCK_POLICIES, PLUGIN)]
+    others = [
+        name for name in named_modules(experiment.create_config, 'policy') if name not in (*STOCK_POLICIES, PLUGIN)
+    ]
     policy.import_names = [PLUGIN, *others]
     world_model_cfg = experiment.main_config.policy.model.world_model_cfg
     former = world_model_cfg.get('kv_cache') or {}
     # A strategy with options is replaced as a whole: another one would not know them.
     world_model_cfg.kv_cache = EasyDict(mode='legacy') if kv_cache is None else EasyDict({**former, **kv_cache})
-    for older_spelling in ('use_new_cache_manager', 'cache_validation_mode'):
+    for older_spelling in OLDER_SPELLINGS:
         world_model_cfg.pop(older_spelling, None)
     # A user's own strategies are registered by the modules that the config imports.
-    for name in others:
-        import_module(name)
+    import_modules(experiment.create_config, 'policy')
     KVCacheConfig.from_dict(world_model_cfg.kv_cache)
 
 
@@ -66,15 +65,16 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any], key_pa
             raise ValueError(f'{prefix}{room} is {changes!r}, but there is no such key: {choices(room, ROOMS)}')
         if not isinstance(changes, Mapping) and not (room == 'kv_cache' and changes is None):
             raise ValueError(f'{prefix}{room} is {changes!r}: allowed is a dict of what changes')
+    check_placement({room: changes for room, changes in overrides.items() if room != 'kv_cache'})
+    if 'create_config' in overrides:
+        _merge(experiment.create_config, overrides['create_config'], None, f'{prefix}create_config')
     if 'kv_cache' in overrides:
         switch_cache_on(experiment, overrides['kv_cache'])
     main_config = experiment.main_config
     if 'policy' in overrides:
-        _merge(main_config.policy, overrides['policy'], _policy_defaults(experiment), f'{prefix}policy')
+        _merge(main_config.policy, overrides['policy'], policy_defaults(experiment), f'{prefix}policy')
     if 'env' in overrides:
-        _merge(main_config.env, overrides['env'], _env_defaults(experiment), f'{prefix}env')
-    if 'create_config' in overrides:
-        _merge(experiment.create_config, overrides['create_config'], None, f'{prefix}create_config')
+        _merge(main_config.env, overrides['env'], env_defaults(experiment), f'{prefix}env')
     check_counts(experiment, prefix)
     _check_round(experiment, prefix)
 
@@ -82,19 +82,8 @@ def apply_overrides(experiment: Experiment, overrides: Mapping[str, Any], key_pa
 def _check_round(experiment: Experiment, prefix: str) -> None:
     if experiment.entry != 'train_unizero':
         return
-    policy = {**_policy_defaults(experiment), **experiment.main_config.policy}
+    policy = {**policy_defaults(experiment), **experiment.main_config.policy}
     check_episodes(policy, experiment.main_config.env.get('collector_env_num', policy['collector_env_num']), prefix)
-
-
-def _policy_defaults(experiment: Experiment) -> Mapping[str, Any]:
-    import_module(PLUGIN)
-    policy = POLICY_REGISTRY.get(experiment.create_config.policy.type).default_config()
-    # DI-engine's learner has defaults of its own, e.g. how often a checkpoint is saved.
-    return deep_merge_dicts(EasyDict(learn=dict(learner=BaseLearner.default_config())), policy)
-
-
-def _env_defaults(experiment: Experiment) -> Mapping[str, Any]:
-    return environment_class(experiment).default_config()
 
 
 def _merge(config: EasyDict, changes: Mapping[str, Any], defaults: Optional[Mapping], key_path: str) -> None:

@@ -64,6 +64,16 @@ def find_hook() -> ModuleType:
     return import_module(f'.{name_hook(_installed_world_model(), _installed_version())}', __package__)
 
 
+def is_release() -> bool:
+    """
+    Overview:
+        Whether the installed LightZero is a release, whose faults are known.
+    Raises:
+        - ImportError: As ``find_hook``.
+    """
+    return find_hook().__name__.endswith('.inference_hook')
+
+
 def name_hook(world_model_class: Optional[type], version: Optional[str]) -> str:
     """
     Overview:

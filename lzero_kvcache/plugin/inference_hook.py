@@ -2,6 +2,7 @@
 The released LightZero: root and recurrent inference of its world model are replaced, with histories, misses, window and
 positions, and its policies hand down whose observations they are.
 """
+import logging
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any, Callable, Optional, Union
@@ -11,8 +12,10 @@ import torch
 from easydict import EasyDict
 from lzero.model.unizero_world_models.world_model import WorldModel
 
+from ..broken_settings import check_settings
 from ..config import KEY_PATH, KVCacheConfig
 from ..ddp import mend_release
+from ..placement import check_placement
 from ..world_model import KVCacheWorldModel, KVCacheWorldModelMixin
 from ..world_model.positions import host_timesteps
 from .dimensions import check_policy_dimensions
@@ -20,7 +23,9 @@ from .evaluator import mend_evaluator
 from .rounds import check_rounds_early
 from .scalar_transform import read_scalars_lean
 from .segment_timesteps import mend_segment_collector
-from .statistics import StatisticsReporter, step_listeners
+from .statistics import StatisticsReporter, say_that_stock_code_runs, step_listeners
+
+logger = logging.getLogger('lzero_kvcache')
 
 adopt = KVCacheWorldModel.adopt
 
@@ -34,6 +39,8 @@ class KVCachePolicyMixin:
     """
 
     def _create_model(self, cfg: EasyDict, model: Optional[torch.nn.Module] = None) -> torch.nn.Module:
+        check_placement(cfg, 'policy')
+        check_settings({'policy': cfg}, self._enable_field)
         mend_evaluator()
         check_rounds_early()
         if cfg.multi_gpu:
@@ -42,7 +49,10 @@ class KVCachePolicyMixin:
         model = super()._create_model(cfg, model)
         self._kv_cache_world_model = _managed_world_model(model.world_model, cfg)
         self._kv_cache_statistics = None
-        if self._kv_cache_world_model is not None:
+        if self._kv_cache_world_model is None:
+            say_that_stock_code_runs(model.world_model.config)
+        else:
+            logger.info(self._kv_cache_world_model.kv_cache_manager.describe())
             mend_segment_collector()
             self._kv_cache_statistics = StatisticsReporter(
                 self._kv_cache_world_model.kv_cache_inference,
@@ -226,7 +236,7 @@ def _managed_world_model(world_model: WorldModel, cfg: EasyDict) -> Optional[KVC
         )
     world_model.configure_kv_cache(
         num_simulations=cfg.num_simulations,
-        env_num=max(world_model.env_num, cfg.collector_env_num, cfg.evaluator_env_num),
+        env_num=max(cfg.collector_env_num, cfg.evaluator_env_num),
         game_segment_length=cfg.game_segment_length,
         discount_factor=cfg.discount_factor,
     )

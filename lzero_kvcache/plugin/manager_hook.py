@@ -13,12 +13,13 @@ import torch
 from easydict import EasyDict
 
 from ..config import KEY_PATH, entry_of
+from ..placement import WORLD_MODEL_PATH, check_placement
 from ..world_model.histories import RebuildStats, RootStats
 from .hooked_manager import HookedKVCacheManager
 from .hooks import has_manager_hook
 from .pools_config import LEFT_TO_LIGHTZERO, pools_config
 from .rounds import check_rounds_early
-from .statistics import StatisticsReporter, step_listeners
+from .statistics import StatisticsReporter, say_that_stock_code_runs, step_listeners
 
 logger = logging.getLogger('lzero_kvcache')
 
@@ -70,6 +71,7 @@ def adopt(
         - ValueError: If the config is not valid, asks for what LightZero's code does in another way, or the model is of
             a class that takes no manager.
     """
+    check_placement(world_model.config, WORLD_MODEL_PATH)
     config = pools_config(world_model.config)
     if config is None or config.mode == 'legacy':
         return None
@@ -104,6 +106,7 @@ class KVCachePolicyMixin:
     """
 
     def _create_model(self, cfg: EasyDict, model: Optional[torch.nn.Module] = None) -> torch.nn.Module:
+        check_placement(cfg, 'policy')
         check_rounds_early()
         model = super()._create_model(cfg, model)
         # Collect and eval searches may be of lengths of their own.
@@ -111,7 +114,7 @@ class KVCachePolicyMixin:
         manager = adopt(
             model.world_model,
             num_simulations=max(filter(None, lengths), default=None),
-            env_num=max(model.world_model.env_num, cfg.collector_env_num, cfg.evaluator_env_num),
+            env_num=max(cfg.collector_env_num, cfg.evaluator_env_num),
             game_segment_length=cfg.game_segment_length,
         )
         self._kv_cache_inference = self._kv_cache_statistics = None
@@ -121,10 +124,13 @@ class KVCachePolicyMixin:
             self._kv_cache_statistics = StatisticsReporter(
                 self._kv_cache_inference, manager.config.log_interval, cfg.use_wandb
             )
+            logger.info(manager.describe())
             logger.info(
                 'kv_cache: this LightZero has a cache manager of its own, whose place the pools take. '
                 f"LightZero's code does the rest: {LEFT_TO_LIGHTZERO}"
             )
+        else:
+            say_that_stock_code_runs(model.world_model.config)
         return model
 
     def _forward_collect(self, data: torch.Tensor, *args: Any, **kwargs: Any) -> dict:

@@ -6,6 +6,7 @@ import wandb
 from ding.worker.learner.learner_hook import LearnerHook, register_learner_hook
 from easydict import EasyDict
 
+from ..config import KEY_PATH, entry_of
 from ..stats import CacheStats
 
 logger = logging.getLogger('lzero_kvcache')
@@ -17,6 +18,19 @@ StepListener = Callable[[str, int, Any], None]
 step_listeners: list[StepListener] = []
 # DI-engine's learners of the runs that go on in this process.
 running_learners: WeakSet = WeakSet()
+
+
+def say_that_stock_code_runs(world_model_cfg: Any) -> None:
+    """
+    Overview:
+        Say in the log that a policy has no managed cache, and why.
+    Arguments:
+        - world_model_cfg (:obj:`Any`): The model's config.
+    """
+    if entry_of(world_model_cfg, 'kv_cache') is None:
+        logger.warning(f'no kv_cache: the stock code runs. Its place is {KEY_PATH}')
+    else:
+        logger.info("kv_cache.mode='legacy': the stock code runs")
 
 
 class StatisticsReporter:
