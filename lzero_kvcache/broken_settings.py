@@ -28,7 +28,7 @@ class BrokenSetting:
     Overview:
         Values that the release cannot run.
     Arguments:
-        - key_paths (:obj:`Tuple[str, ...]`): The entries whose values decide.
+        - key_paths (:obj:`Tuple[str, ...]`): The entries whose values decide, each below 'policy'.
         - breaks (:obj:`Callable[..., bool]`): Whether these values, in the same order, break.
         - case (:obj:`str`): The values in words, for the docs.
         - reason (:obj:`str`): What the release lacks.
@@ -44,20 +44,18 @@ class BrokenSetting:
     fields: tuple[str, ...] = FIELDS
     entry: Optional[str] = None
 
-    def refusal(self, config: Mapping[str, Any], fields: Collection[str], entry: Optional[str]) -> Optional[str]:
+    def refusal(self, policy: Mapping[str, Any], fields: Collection[str], entry: Optional[str]) -> Optional[str]:
         """
         Overview:
             Why a config is refused, in a sentence; None where it is not.
         Arguments:
-            - config (:obj:`Mapping[str, Any]`): 'policy', and 'env' where it is known, defaults included.
+            - policy (:obj:`Mapping[str, Any]`): The policy's config, defaults included.
             - fields (:obj:`Collection[str]`): Those of the policy that will be used.
             - entry (:obj:`Optional[str]`): The entry that will run, if it is known.
         """
         if self.entry not in (None, entry) or not set(fields).intersection(self.fields):
             return None
-        if any(path.split('.')[0] not in config for path in self.key_paths):
-            return None
-        values = [_value_at(config, path) for path in self.key_paths]
+        values = [_value_at(policy, path) for path in self.key_paths]
         if not self.breaks(*values):
             return None
         given = ' and '.join(
@@ -67,28 +65,28 @@ class BrokenSetting:
 
 
 def check_settings(
-        config: Mapping[str, Any], fields: Collection[str] = FIELDS, entry: Optional[str] = None
+        policy: Mapping[str, Any], fields: Collection[str] = FIELDS, entry: Optional[str] = None
 ) -> None:
     """
     Overview:
         Refuse what the release would die of.
     Arguments:
-        - config (:obj:`Mapping[str, Any]`): 'policy', and 'env' where it is known, defaults included.
+        - policy (:obj:`Mapping[str, Any]`): The policy's config, defaults included.
         - fields (:obj:`Collection[str]`): Those of the policy that will be used.
         - entry (:obj:`Optional[str]`): The entry that will run, if it is known.
     Raises:
         - ValueError: With key paths, values and the remedy.
     """
     for setting in BROKEN_SETTINGS:
-        refusal = setting.refusal(config, fields, entry)
+        refusal = setting.refusal(policy, fields, entry)
         if refusal is not None:
             raise ValueError(refusal)
 
 
-def _value_at(config: Mapping[str, Any], key_path: str) -> Any:
+def _value_at(policy: Mapping[str, Any], key_path: str) -> Any:
     return reduce(
-        lambda inner, key: inner.get(key, MISSING) if isinstance(inner, Mapping) else MISSING, key_path.split('.'),
-        config
+        lambda inner, key: inner.get(key, MISSING) if isinstance(inner, Mapping) else MISSING,
+        key_path.split('.')[1:], policy
     )
 
 
@@ -292,11 +290,5 @@ BROKEN_SETTINGS = (
         lambda freq, policy_type: policy_type == 'sampled_unizero' and _exceeds(freq, 1e-6),
         '`policy.buffer_reanalyze_freq` above 0 in Sampled UniZero', 'its reanalysis passes no timesteps to the model',
         'policy.buffer_reanalyze_freq=1e-9 for a run without reanalysis', ('learn', ), SEGMENT_ENTRY,
-    ),
-    BrokenSetting(
-        ('policy.num_segments', 'env.collector_env_num'), lambda segments, env_num: segments != env_num,
-        '`policy.num_segments` other than `env.collector_env_num`',
-        f'{SEGMENT_ENTRY} collects one segment of each environment', 'the same number in both', ('collect', ),
-        SEGMENT_ENTRY,
     ),
 )

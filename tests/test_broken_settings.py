@@ -56,7 +56,6 @@ EXAMPLES = [
     (CARTPOLE, {f'{WORLD_MODEL}.env_num': 1, f'{WORLD_MODEL}.kv_cache': {'mode': 'legacy'}}),
     (CARTPOLE, {**SEGMENT, 'policy.buffer_reanalyze_freq': 0}, 'train_unizero_segment'),
     (PENDULUM, SEGMENT, 'train_unizero_segment'),
-    (CARTPOLE, {**SEGMENT, 'policy.num_segments': 1}, 'train_unizero_segment'),
     *((CARTPOLE, {key: value for key, value in SEGMENT.items() if key != left_out}, 'train_unizero_segment')
       for left_out in list(SEGMENT)[1:]),
 ]
@@ -121,6 +120,7 @@ def test_what_breaks_learning_alone_does_not_keep_from_evaluating():
     with pytest.raises(ValueError, match='policy.use_priority is True'):
         UniZeroKVCachePolicy(policy, enable_field=['learn', 'eval'])
     UniZeroKVCachePolicy(policy, enable_field=['eval'])
+    check_runnable(experiment_of((CARTPOLE, {'policy.use_priority': True})), ['eval'])
 
 
 @pytest.mark.parametrize('command', ['run', 'trace'])

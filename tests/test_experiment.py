@@ -194,7 +194,7 @@ def test_an_environment_that_cannot_begin_is_named(cartpole):
 def test_more_environments_than_the_policy_names_are_refused(cartpole, key):
     with pytest.raises(ValueError, match=rf'^env.{key} is 9, but policy.{key} is \d, and the cache has room'):
         apply_options(cartpole, [f'env.{key}=9'])
-    apply_options(cartpole, [f'env.{key}=9', f'policy.{key}=9'])
+    apply_options(cartpole, [f'env.{key}=9', f'policy.{key}=9', 'policy.n_episode=9'])
 
 
 def test_what_the_config_file_says_of_its_arguments_is_passed_on(capsys):

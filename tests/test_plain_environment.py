@@ -42,10 +42,13 @@ def test_a_change_is_checked_against_the_config_and_what_all_environments_have(c
 
 
 @pytest.mark.parametrize('command', [['run'], ['trace', '--out', 'my.trace']], ids=lambda command: command[0])
-def test_run_and_trace_train(config, command):
+def test_run_and_trace_train_and_eval_evaluates(config, command):
     result = CliRunner().invoke(main, [*command, config, '--max-env-step', '10', '--exp-name', 'my_run'])
     assert result.exit_code == 0, result.output
-    assert list(Path('my_run/ckpt').glob('iteration_*'))
+    checkpoint = next(Path('my_run/ckpt').glob('iteration_*'))
+    if command[0] == 'run':
+        result = CliRunner().invoke(main, ['eval', config, '--checkpoint', str(checkpoint), '--episodes', '1'])
+        assert result.exit_code == 0, result.output
 
 
 def test_an_arm_is_accepted(config):

@@ -42,7 +42,7 @@ BOX2D = {
     'box2d/lunarlander/config/lunarlander_disc_unizero_config.py': 8,
 }
 BROKEN = {
-    'atari/config/atari_unizero_segment_ddp_config.py': 'policy.num_segments is 16 and env.collector_env_num is 8',
+    'atari/config/atari_unizero_segment_ddp_config.py': 'policy.num_segments is 16, but env.collector_env_num is 8',
     'atari/config/atari_unizero_stack4_config.py': 'cannot be executed: ImportError: cannot import name',
     'memory/config/memory_unizero_config.py': "obs_type is 'image_memory', which LightZero 0.2.0 cannot run",
 }

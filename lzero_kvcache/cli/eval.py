@@ -41,7 +41,7 @@ def evaluate_checkpoint(
     """
     if json_file is not None and json_file.exists():
         raise click.ClickException(f'{json_file} is there already: choose another file')
-    experiment = prepare(checkpoint=checkpoint, **options)
+    experiment = prepare(checkpoint=checkpoint, fields=('eval', ), **options)
     if episodes is None:
         episodes = experiment.main_config.env.get('n_evaluator_episode', 1)
     from ..evaluation_display import EvaluationDisplay

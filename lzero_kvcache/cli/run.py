@@ -62,13 +62,15 @@ def run(
 def prepare(
         config: Path, config_arguments: Sequence[str], assignments: Sequence[str], strategy: Optional[str],
         recur_pool_size: Optional[int], mode: Optional[str], seed: Optional[int], checkpoint: Optional[Path],
-        threads: Optional[int], cpu: bool
+        threads: Optional[int], cpu: bool,
+        fields: Sequence[str] = ('learn', 'collect', 'eval')
 ) -> Any:
     """
     Overview:
         Load a config file as the options say, look whether it can run here, and choose the number of threads.
     Arguments:
         - config, ... (:obj:`Any`): As the options of ``run``.
+        - fields (:obj:`Sequence[str]`): Those of the policy that will be used.
     Returns:
         - experiment (:obj:`Experiment`): With the seed, and the checkpoint as its ``model_path``.
     Raises:
@@ -98,7 +100,7 @@ def prepare(
         try:
             experiment = load_experiment(config, config_arguments)
             apply_options(experiment, assignments, strategy, recur_pool_size, mode)
-            check_runnable(experiment)
+            check_runnable(experiment, fields)
             check_environment(experiment)
             experiment.model_path = experiment.model_path if checkpoint is None else str(checkpoint)
             if experiment.model_path is not None:

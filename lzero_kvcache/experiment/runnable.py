@@ -1,25 +1,27 @@
+from collections.abc import Collection
+
 from ding.utils import deep_merge_dicts
 
-from ..broken_settings import check_settings
+from ..broken_settings import FIELDS, check_settings
 from ..plugin.hooks import is_release
+from ..plugin.rounds import check_segments
 from .config_file import Experiment
-from .defaults import env_defaults, policy_defaults
+from .defaults import policy_defaults
 
 
-def check_runnable(experiment: Experiment) -> None:
+def check_runnable(experiment: Experiment, fields: Collection[str] = FIELDS) -> None:
     """
     Overview:
-        Refuse what the released LightZero would die of in the middle of a training.
+        Refuse what LightZero would die of in the middle of a training or an evaluation.
     Arguments:
         - experiment (:obj:`Experiment`): The experiment.
+        - fields (:obj:`Collection[str]`): Those of the policy that will be used.
     Raises:
-        - ValueError: With key paths, values and the remedy, or if a package of the environment is missing.
+        - ValueError: With key paths, values and the remedy.
     """
-    if not is_release():
-        return
-    created, main_config = experiment.create_config, experiment.main_config
+    main_config, created = experiment.main_config, experiment.create_config
     policy = deep_merge_dicts(deep_merge_dicts(policy_defaults(experiment), created.policy), main_config.policy)
-    # Before the environment's packages are needed: whoever installs them shall not do so in vain.
-    check_settings({'policy': policy}, entry=experiment.entry)
-    env = deep_merge_dicts(env_defaults(experiment), main_config.env)
-    check_settings({'policy': policy, 'env': env}, entry=experiment.entry)
+    if is_release():
+        check_settings(policy, fields, experiment.entry)
+    if 'collect' in fields and experiment.entry == 'train_unizero_segment':
+        check_segments(policy, main_config.env.get('collector_env_num', policy.collector_env_num))

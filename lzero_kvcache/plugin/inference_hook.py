@@ -40,7 +40,7 @@ class KVCachePolicyMixin:
 
     def _create_model(self, cfg: EasyDict, model: Optional[torch.nn.Module] = None) -> torch.nn.Module:
         check_placement(cfg, 'policy')
-        check_settings({'policy': cfg}, self._enable_field)
+        check_settings(cfg, self._enable_field)
         mend_evaluator()
         check_rounds_early()
         if cfg.multi_gpu:
