@@ -5,11 +5,12 @@ import pytest
 from easydict import EasyDict
 from lzero.entry import train_unizero
 from models import build_model, kv_cache
+from test_broken_settings import experiment_of
 from test_policies import build_policy
 from training import call_entry, small_configs
 
 from lzero_kvcache import KVCacheManager
-from lzero_kvcache.experiment import apply_options, load_experiment
+from lzero_kvcache.experiment import apply_options, check_runnable, load_experiment
 from lzero_kvcache.experiment.assignments import nested
 from lzero_kvcache.placement import place_of
 
@@ -126,6 +127,9 @@ def test_a_pool_that_no_machine_holds_is_refused(pool):
         build_policy(kv_cache=cache)
     with pytest.raises(ValueError, match=rf'{KEY_PATH}.{pool}_pool.size is 10{{12}}'):
         KVCacheManager(EasyDict(kv_cache=cache), 2)
+    experiment = experiment_of(('cartpole_unizero_config', {f'{KEY_PATH}.{pool}_pool.size': 10 ** 12}))
+    with pytest.raises(ValueError, match=rf'{KEY_PATH}.{pool}_pool.size is 10{{12}}'):
+        check_runnable(experiment)
 
 
 @pytest.mark.parametrize('options, level, said', [

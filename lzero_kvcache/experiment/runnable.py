@@ -1,8 +1,12 @@
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
 
 from ding.utils import deep_merge_dicts
 
 from ..broken_settings import FIELDS, check_settings
+from ..config import KVCacheConfig
+from ..manager import KVCacheManager
 from ..plugin.hooks import is_release
 from ..plugin.rounds import check_segments
 from .config_file import Experiment
@@ -12,7 +16,8 @@ from .defaults import policy_defaults
 def check_runnable(experiment: Experiment, fields: Collection[str] = FIELDS) -> None:
     """
     Overview:
-        Refuse what LightZero would die of in the middle of a training or an evaluation.
+        Refuse what LightZero would die of in the middle of a training or an evaluation, and pools of whose entries this
+        machine could not even hold the index.
     Arguments:
         - experiment (:obj:`Experiment`): The experiment.
         - fields (:obj:`Collection[str]`): Those of the policy that will be used.
@@ -25,3 +30,15 @@ def check_runnable(experiment: Experiment, fields: Collection[str] = FIELDS) -> 
         check_settings(policy, fields, experiment.entry)
     if 'collect' in fields and experiment.entry == 'train_unizero_segment':
         check_segments(policy, main_config.env.get('collector_env_num', policy.collector_env_num))
+    _check_pools(policy)
+
+
+def _check_pools(policy: Mapping[str, Any]) -> None:
+    kv_cache = policy['model']['world_model_cfg'].get('kv_cache')
+    if kv_cache is not None:
+        # What the model's dimensions decide is checked when the policy is made.
+        config = replace(KVCacheConfig.from_dict(kv_cache), memory_budget_mb=None)
+        sizes = {name: policy[name] for name in ('num_simulations', 'game_segment_length')}
+        KVCacheManager(
+            dict(sizes, kv_cache=config), max(policy['collector_env_num'], policy['evaluator_env_num'])
+        )
