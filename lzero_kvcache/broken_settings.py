@@ -5,7 +5,8 @@ from functools import reduce
 from typing import Any, Callable, Optional
 
 from .checks import is_integer, is_number
-from .config import KVCacheConfig
+from .config import WORLD_MODEL_PATH as WORLD_MODEL
+from .config import runs_stock_code
 
 FIELDS = ('learn', 'collect', 'eval')
 
@@ -98,13 +99,7 @@ def _is_positive(value: Any) -> bool:
     return _exceeds(value, 0)
 
 
-def _runs_stock_code(world_model_cfg: Any) -> bool:
-    config = KVCacheConfig.from_world_model_config(world_model_cfg)
-    return config is None or config.mode == 'legacy'
-
-
 MODEL = 'policy.model'
-WORLD_MODEL = 'policy.model.world_model_cfg'
 SEGMENT_ENTRY = 'train_unizero_segment'
 
 BROKEN_SETTINGS = (
@@ -265,7 +260,7 @@ BROKEN_SETTINGS = (
     BrokenSetting(
         (f'{WORLD_MODEL}.env_num', 'policy.collector_env_num', 'policy.evaluator_env_num', WORLD_MODEL),
         lambda room, collector, evaluator, world_model_cfg: (
-            (_exceeds(collector, room) or _exceeds(evaluator, room)) and _runs_stock_code(world_model_cfg)
+            (_exceeds(collector, room) or _exceeds(evaluator, room)) and runs_stock_code(world_model_cfg)
         ),
         f'`{WORLD_MODEL}.env_num` below `policy.collector_env_num` or `policy.evaluator_env_num`, without a managed '
         'cache',

@@ -8,7 +8,8 @@ from .checks import check_count, choices
 from .eviction import parse_strategy
 from .eviction.strategy import StrategyLike
 
-KEY_PATH = 'policy.model.world_model_cfg.kv_cache'
+WORLD_MODEL_PATH = 'policy.model.world_model_cfg'
+KEY_PATH = f'{WORLD_MODEL_PATH}.kv_cache'
 
 MODES = ('managed', 'legacy', 'validate')
 ON_MISS = ('rebuild', 'reset')
@@ -175,6 +176,19 @@ class KVCacheConfig:
             The config as users write it, with every default filled in.
         """
         return asdict(self)
+
+
+def runs_stock_code(world_model_cfg: Any) -> bool:
+    """
+    Overview:
+        Whether a ``world_model_cfg`` asks for no managed cache.
+    Arguments:
+        - world_model_cfg (:obj:`Any`): An EasyDict, a dict or any object with the same attributes.
+    Raises:
+        - ValueError: As ``KVCacheConfig.from_world_model_config``.
+    """
+    config = KVCacheConfig.from_world_model_config(world_model_cfg)
+    return config is None or config.mode == 'legacy'
 
 
 def entry_of(config: Any, name: str) -> Any:

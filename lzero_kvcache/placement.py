@@ -5,9 +5,9 @@ from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any, Optional
 
-from .config import KEY_PATH, OLDER_SPELLINGS, KVCacheConfig
+from .config import KEY_PATH, OLDER_SPELLINGS, WORLD_MODEL_PATH, KVCacheConfig
 
-WORLD_MODEL_PATH, KV_CACHE = KEY_PATH.rsplit('.', 1)
+KV_CACHE = KEY_PATH.rsplit('.', 1)[1]
 PLACES = {name: f'{WORLD_MODEL_PATH}.{name}' for name in (KV_CACHE, *OLDER_SPELLINGS)}
 # Other parts of a config have keys of these names, too.
 COMMON_NAMES = {'mode', 'strategy', 'window', 'enable_stats', 'log_interval'}

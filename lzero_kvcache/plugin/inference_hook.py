@@ -13,12 +13,12 @@ from easydict import EasyDict
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from ..broken_settings import check_settings
-from ..config import KEY_PATH, KVCacheConfig
+from ..config import KEY_PATH, KVCacheConfig, runs_stock_code
 from ..ddp import mend_release
 from ..placement import check_placement
 from ..world_model import KVCacheWorldModel, KVCacheWorldModelMixin
+from ..world_model.dimensions import check_dimensions
 from ..world_model.positions import host_timesteps
-from .dimensions import check_policy_dimensions
 from .evaluator import mend_evaluator
 from .rounds import check_rounds_early
 from .scalar_transform import read_scalars_lean
@@ -45,7 +45,9 @@ class KVCachePolicyMixin:
         check_rounds_early()
         if cfg.multi_gpu:
             mend_release()
-        check_policy_dimensions(cfg)
+        if not runs_stock_code(cfg.model.world_model_cfg):
+            # Before LightZero builds the model, which would die of some.
+            check_dimensions(cfg.model.world_model_cfg)
         model = super()._create_model(cfg, model)
         self._kv_cache_world_model = _managed_world_model(model.world_model, cfg)
         self._kv_cache_statistics = None

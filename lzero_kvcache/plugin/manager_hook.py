@@ -12,8 +12,8 @@ from typing import Any, Callable, Optional, Union
 import torch
 from easydict import EasyDict
 
-from ..config import KEY_PATH, entry_of
-from ..placement import WORLD_MODEL_PATH, check_placement
+from ..config import KEY_PATH, WORLD_MODEL_PATH, entry_of
+from ..placement import check_placement
 from ..world_model.histories import RebuildStats, RootStats
 from .hooked_manager import HookedKVCacheManager
 from .hooks import has_manager_hook

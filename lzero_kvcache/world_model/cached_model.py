@@ -9,7 +9,7 @@ from lzero.model.unizero_world_models.slicer import Head, PolicyHeadCont
 from lzero.model.unizero_world_models.transformer import Transformer
 from torch import nn
 
-from ..config import KEY_PATH
+from ..config import KEY_PATH, WORLD_MODEL_PATH
 from ..store import ContextBatch
 from .blocks import (
     UnknownBlock,
@@ -19,7 +19,6 @@ from .blocks import (
     is_plain_embedding,
     warn_of_unknown_layer,
 )
-from .dimensions import PATH
 from .positions import rotary_frequencies, rotations
 from .precision import at_least_float32
 from .structure import runs_its_own_forward
@@ -86,8 +85,8 @@ class CachedModel:
         most = world_model.config.max_tokens
         if num_places > most and any(isinstance(block, UnknownBlock) for block in self._blocks):
             raise ValueError(
-                f'{PATH}.max_tokens is {most}, and a block that is called as it is sees no more tokens, but contexts '
-                f'have up to {num_places}: allowed are at least as many, or a smaller context_length'
+                f'{WORLD_MODEL_PATH}.max_tokens is {most}, and a block that is called as it is sees no more tokens, '
+                f'but contexts have up to {num_places}: allowed are at least as many, or a smaller context_length'
             )
         self._embed_actions = in_sequence(world_model.act_embedding_table)
         self._final_norm = in_sequence(world_model.transformer.ln_f)
@@ -152,8 +151,8 @@ class CachedModel:
         latents = self.world_model.tokenizer.encode_to_obs_embeddings(observations).to(self.like.dtype)
         if latents.shape[1] != self.num_observations_tokens:
             raise ValueError(
-                f'{PATH}.tokens_per_block is {1 + self.num_observations_tokens}, of which one is the action, but the '
-                f'encoder makes {latents.shape[1]} of an observation: allowed is {1 + latents.shape[1]}'
+                f'{WORLD_MODEL_PATH}.tokens_per_block is {1 + self.num_observations_tokens}, of which one is the '
+                f'action, but the encoder makes {latents.shape[1]} of an observation: allowed is {1 + latents.shape[1]}'
             )
         return latents
 

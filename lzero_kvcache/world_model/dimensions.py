@@ -2,9 +2,8 @@
 from typing import Any
 
 from ..checks import check_count
+from ..config import WORLD_MODEL_PATH as PATH
 from ..config import entry_of
-
-PATH = 'policy.model.world_model_cfg'
 
 
 def check_dimensions(world_model_cfg: Any) -> None:

@@ -6,9 +6,9 @@ import torch
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from ..checks import is_integer
-from ..config import KVCacheConfig
+from ..config import WORLD_MODEL_PATH, KVCacheConfig
 from ..manager import KVCacheManager
-from ..placement import WORLD_MODEL_PATH, check_placement
+from ..placement import check_placement
 from .imagination import Imagination
 from .legacy import LegacyInference
 from .managed import ManagedInference, RootEnvironments
