@@ -117,7 +117,7 @@ def test_a_strategy_that_lacks_a_required_option_is_refused():
     ('mine', FIFOEviction(), 'FIFOEviction object .* cannot be .*: allowed is a subclass of'),
     ('mine', lambda: FIFOEviction(), 'lambda.* cannot be .*: allowed is a subclass of'),
     ('mine', EvictionPolicy, "because it lacks insert and remove and victim: needed are insert, remove, victim"),
-], ids=str)
+])
 def test_what_cannot_be_a_strategy_is_refused_when_it_is_registered(name, strategy, message):
     before = dict(EVICTION_REGISTRY)
     with pytest.raises(ValueError, match=message):
