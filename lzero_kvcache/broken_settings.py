@@ -101,6 +101,8 @@ def _is_positive(value: Any) -> bool:
 
 MODEL = 'policy.model'
 SEGMENT_ENTRY = 'train_unizero_segment'
+# At most one round in a million reanalyses then, and no run has so many.
+NO_REANALYSIS = 1e-6
 
 BROKEN_SETTINGS = (
     BrokenSetting(
@@ -115,7 +117,7 @@ BROKEN_SETTINGS = (
     ),
     BrokenSetting(
         ('policy.use_priority', ), bool, '`policy.use_priority=True`',
-        'a learner step of UniZero returns no priorities', 'policy.use_priority=False', ('learn', ),
+        "LightZero's replay buffer cannot take the priorities of UniZero", 'policy.use_priority=False', ('learn', ),
     ),
     BrokenSetting(
         (f'{WORLD_MODEL}.analysis_dormant_ratio', ), bool, f'`{WORLD_MODEL}.analysis_dormant_ratio=True`',
@@ -159,7 +161,7 @@ BROKEN_SETTINGS = (
     ),
     BrokenSetting(
         ('policy.gumbel_algo', ), bool, '`policy.gumbel_algo=True`', "UniZero's search has no Gumbel variant",
-        'policy.gumbel_algo=False',
+        'policy.gumbel_algo=False', ('learn', 'collect'),
     ),
     BrokenSetting(
         ('policy.sampled_algo', 'policy.type'),
@@ -225,13 +227,13 @@ BROKEN_SETTINGS = (
         (f'{MODEL}.action_space_size', f'{WORLD_MODEL}.action_space_size'),
         lambda of_model, of_world_model: of_model != of_world_model,
         f'`{MODEL}.action_space_size` other than `{WORLD_MODEL}.action_space_size`',
-        'both are the number of actions', 'the same number in both',
+        'both are the number of actions', 'the same number in both', ('learn', 'collect'),
     ),
     BrokenSetting(
         (f'{MODEL}.continuous_action_space', f'{WORLD_MODEL}.continuous_action_space'),
         lambda of_model, of_world_model: bool(of_model) != bool(of_world_model),
         f'`{MODEL}.continuous_action_space` other than `{WORLD_MODEL}.continuous_action_space`',
-        'one part takes actions for numbers, the other for vectors', 'the same in both',
+        'one part takes actions for numbers, the other for vectors', 'the same in both', ('learn', 'collect'),
     ),
     BrokenSetting(
         (f'{WORLD_MODEL}.tokens_per_block', ), lambda tokens: tokens != 2,
@@ -244,12 +246,19 @@ BROKEN_SETTINGS = (
         f"{WORLD_MODEL}.predict_latent_loss_type='group_kl'", ('learn', ),
     ),
     BrokenSetting(
-        ('policy.learning_rate', ), is_integer, '`policy.learning_rate` an integer', 'the log takes floats alone',
-        'policy.learning_rate=0.0 in place of 0', ('learn', ),
+        ('policy.learning_rate', 'policy.cos_lr_scheduler'), lambda rate, cosine: is_integer(rate) and not cosine,
+        '`policy.learning_rate` an integer', 'the log takes floats alone', 'policy.learning_rate=0.0 in place of 0',
+        ('learn', ),
     ),
     BrokenSetting(
         ('policy.fixed_temperature_value', 'policy.manual_temperature_decay'),
-        lambda temperature, decays: not decays and not _is_positive(temperature),
+        lambda temperature, decays: is_integer(temperature) and not decays,
+        '`policy.fixed_temperature_value` an integer', 'the log takes floats alone',
+        'policy.fixed_temperature_value=1.0 in place of 1', ('learn', ),
+    ),
+    BrokenSetting(
+        ('policy.fixed_temperature_value', 'policy.manual_temperature_decay'),
+        lambda temperature, decays: not decays and temperature == 0,
         '`policy.fixed_temperature_value` of 0', 'the collector divides by it',
         'a small policy.fixed_temperature_value, such as 0.1', ('collect', ),
     ),
@@ -258,22 +267,49 @@ BROKEN_SETTINGS = (
         'the noise needs a number above 0', 'policy.root_noise_weight=0 for a search without noise', ('collect', ),
     ),
     BrokenSetting(
-        (f'{WORLD_MODEL}.env_num', 'policy.collector_env_num', 'policy.evaluator_env_num', WORLD_MODEL),
-        lambda room, collector, evaluator, world_model_cfg: (
-            (_exceeds(collector, room) or _exceeds(evaluator, room)) and runs_stock_code(world_model_cfg)
-        ),
-        f'`{WORLD_MODEL}.env_num` below `policy.collector_env_num` or `policy.evaluator_env_num`, without a managed '
-        'cache',
+        (f'{WORLD_MODEL}.env_num', 'policy.collector_env_num', WORLD_MODEL),
+        lambda room, envs, world_model_cfg: _exceeds(envs, room) and runs_stock_code(world_model_cfg),
+        f'`{WORLD_MODEL}.env_num` below `policy.collector_env_num`, without a managed cache',
         "LightZero's own caches have room for env_num environments",
-        f'{WORLD_MODEL}.env_num as large as the larger of the two',
+        f'{WORLD_MODEL}.env_num as large as policy.collector_env_num', ('learn', 'collect'),
+    ),
+    BrokenSetting(
+        (f'{WORLD_MODEL}.env_num', 'policy.evaluator_env_num', WORLD_MODEL),
+        lambda room, envs, world_model_cfg: _exceeds(envs, room) and runs_stock_code(world_model_cfg),
+        f'`{WORLD_MODEL}.env_num` below `policy.evaluator_env_num`, without a managed cache',
+        "LightZero's own caches have room for env_num environments",
+        f'{WORLD_MODEL}.env_num as large as policy.evaluator_env_num',
+    ),
+    BrokenSetting(
+        (f'{WORLD_MODEL}.context_length', WORLD_MODEL),
+        lambda length, world_model_cfg: (
+            is_integer(length) and (length % 2 == 1 or length < 4) and runs_stock_code(world_model_cfg)
+        ),
+        f'`{WORLD_MODEL}.context_length` odd or below 4, without a managed cache',
+        'of a full window it drops the newest token, and takes the next action for an observation',
+        f'an even {WORLD_MODEL}.context_length of 4 or more',
+    ),
+    BrokenSetting(
+        (f'{WORLD_MODEL}.context_length', f'{WORLD_MODEL}.max_tokens', WORLD_MODEL),
+        lambda length, tokens, world_model_cfg: _exceeds(length, tokens) and runs_stock_code(world_model_cfg),
+        f'`{WORLD_MODEL}.context_length` above `{WORLD_MODEL}.max_tokens`, without a managed cache',
+        'its attention sees max_tokens tokens',
+        f'{WORLD_MODEL}.context_length of at most max_tokens',
     ),
     *(
         BrokenSetting(
             (f'policy.{key}', ), lambda value: value is MISSING, f'`policy.{key}` missing', f'{SEGMENT_ENTRY} reads it',
             f'policy.{key}={usual}, as in zoo/atari/config/atari_unizero_segment_config.py', ('learn', ), SEGMENT_ENTRY,
         ) for key, usual in (
-            ('buffer_reanalyze_freq', 0.02), ('reanalyze_batch_size', 160), ('reanalyze_partition', 0.75)
+            ('buffer_reanalyze_freq', 0.02), ('reanalyze_batch_size', 160)
         )
+    ),
+    BrokenSetting(
+        ('policy.reanalyze_partition', 'policy.buffer_reanalyze_freq'),
+        lambda partition, freq: partition is MISSING and _exceeds(freq, NO_REANALYSIS),
+        '`policy.reanalyze_partition` missing', f'{SEGMENT_ENTRY} reads it',
+        'policy.reanalyze_partition=0.75, as in zoo/atari/config/atari_unizero_segment_config.py', ('learn', ),
+        SEGMENT_ENTRY,
     ),
     BrokenSetting(
         ('policy.buffer_reanalyze_freq', ), lambda freq: freq == 0, '`policy.buffer_reanalyze_freq=0`',
@@ -282,7 +318,7 @@ BROKEN_SETTINGS = (
     ),
     BrokenSetting(
         ('policy.buffer_reanalyze_freq', 'policy.type'),
-        lambda freq, policy_type: policy_type == 'sampled_unizero' and _exceeds(freq, 1e-6),
+        lambda freq, policy_type: policy_type == 'sampled_unizero' and _exceeds(freq, NO_REANALYSIS),
         '`policy.buffer_reanalyze_freq` above 0 in Sampled UniZero', 'its reanalysis passes no timesteps to the model',
         'policy.buffer_reanalyze_freq=1e-9 for a run without reanalysis', ('learn', ), SEGMENT_ENTRY,
     ),

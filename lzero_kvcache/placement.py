@@ -32,7 +32,7 @@ def check_placement(config: Mapping[str, Any], key_path: str = '') -> None:
         if not isinstance(key, str):
             continue
         here = f'{key_path}.{key}' if key_path else key
-        place = WITHIN.get(key) or place_of(key)
+        place = WITHIN.get(key) or place_of(key, key_path == WORLD_MODEL_PATH)
         if place is not None and place != here:
             raise ValueError(
                 f"{here if key_path else f'main_config.{key}'} is {value!r}, but nothing reads it there: its place is "
@@ -42,16 +42,22 @@ def check_placement(config: Mapping[str, Any], key_path: str = '') -> None:
             check_placement(value, here)
 
 
-def place_of(key: str) -> Optional[str]:
+def place_of(key: str, is_within: bool = False) -> Optional[str]:
     """
     Overview:
         The key path of what a name like ``kv_cache``, ``KV_CACHE`` or ``kv_cahe`` means; None where it means nothing of
         the cache.
     Arguments:
         - key (:obj:`str`): A key of a config.
+        - is_within (:obj:`bool`): Whether the key stands in ``world_model_cfg``, where ``use_kv_cache`` and
+            ``kv_cache_size`` mean the cache, too. Elsewhere other things have names that are alike.
     """
     plain = re.sub('(config|cfg)$', '', _plain(key))
-    near = get_close_matches(plain, map(_plain, PLACES), n=1, cutoff=SIMILARITY)
+    near = get_close_matches(plain, map(_plain, PLACES), n=1, cutoff=SIMILARITY if is_within else 1.)
+    if plain.startswith('kv') and get_close_matches(plain, [_plain(KV_CACHE)], cutoff=SIMILARITY) or (
+            is_within and not near and _plain(KV_CACHE) in plain
+    ):
+        return PLACES[KV_CACHE]
     return next((place for name, place in PLACES.items() if near and _plain(name) == near[0]), None)
 
 
@@ -69,6 +75,6 @@ def check_names(config: Mapping[str, Any]) -> None:
         - ValueError: With the key, and the one that is right.
     """
     for key, value in config.items():
-        place = place_of(key) if isinstance(key, str) else None
+        place = place_of(key, is_within=True) if isinstance(key, str) else None
         if place is not None and key not in PLACES:
             raise ValueError(f'{key} is {value!r}, but nothing reads it: did you mean {place.rsplit(".", 1)[1]!r}?')

@@ -5,7 +5,7 @@ import pytest
 from click.testing import CliRunner
 from ding.utils import deep_merge_dicts
 from easydict import EasyDict
-from lzero.entry import train_unizero, train_unizero_segment
+from lzero.entry import eval_muzero, train_unizero, train_unizero_segment
 from training import call_entry, small_configs
 
 from lzero_kvcache.ab.config import load_ab_config
@@ -22,6 +22,7 @@ SEGMENT = {
     'policy.num_segments': 2, 'policy.buffer_reanalyze_freq': 0.5, 'policy.reanalyze_batch_size': 4,
     'policy.reanalyze_partition': 0.75,
 }
+LEGACY = {f'{WORLD_MODEL}.kv_cache': {'mode': 'legacy'}}
 # Of the table's rows, in their order, the changes to a config that runs; then the entry.
 EXAMPLES = [
     (CARTPOLE, {'policy.mcts_ctree': False}),
@@ -51,13 +52,29 @@ EXAMPLES = [
     (CARTPOLE, {f'{WORLD_MODEL}.tokens_per_block': 3}),
     (CARTPOLE, {f'{WORLD_MODEL}.predict_latent_loss_type': 'l2'}),
     (CARTPOLE, {'policy.learning_rate': 0}),
-    (CARTPOLE, {'policy.fixed_temperature_value': 0}),
+    (CARTPOLE, {'policy.fixed_temperature_value': 1}),
+    (CARTPOLE, {'policy.fixed_temperature_value': 0.0}),
     (CARTPOLE, {'policy.root_dirichlet_alpha': 0}),
-    (CARTPOLE, {f'{WORLD_MODEL}.env_num': 1, f'{WORLD_MODEL}.kv_cache': {'mode': 'legacy'}}),
+    (CARTPOLE, {f'{WORLD_MODEL}.env_num': 1, **LEGACY}),
+    (CARTPOLE, {f'{WORLD_MODEL}.env_num': 2, 'policy.evaluator_env_num': 3, 'env.evaluator_env_num': 3,
+                'env.n_evaluator_episode': 3, **LEGACY}),
+    (CARTPOLE, {f'{WORLD_MODEL}.context_length': 7, **LEGACY}),
+    (CARTPOLE, {f'{WORLD_MODEL}.context_length': 9, f'{WORLD_MODEL}.rotary_emb': True, **LEGACY}),
+    (CARTPOLE, {f'{WORLD_MODEL}.context_length': 2, **LEGACY}),
+    (CARTPOLE, {f'{WORLD_MODEL}.context_length': 24, f'{WORLD_MODEL}.rotary_emb': False, **LEGACY}),
+    (CARTPOLE, {f'{WORLD_MODEL}.context_length': 24, f'{WORLD_MODEL}.rotary_emb': True, **LEGACY}),
     (CARTPOLE, {**SEGMENT, 'policy.buffer_reanalyze_freq': 0}, 'train_unizero_segment'),
     (PENDULUM, SEGMENT, 'train_unizero_segment'),
     *((CARTPOLE, {key: value for key, value in SEGMENT.items() if key != left_out}, 'train_unizero_segment')
       for left_out in list(SEGMENT)[1:]),
+]
+# What the release runs, though it is not far from what it cannot run; the entry, and the fields that are used.
+NEIGHBOURS = [
+    (CARTPOLE, {'policy.learning_rate': 0, 'policy.cos_lr_scheduler': True}),
+    (CARTPOLE, {'policy.fixed_temperature_value': 1, 'policy.manual_temperature_decay': True}),
+    (CARTPOLE, {f'{WORLD_MODEL}.context_length': 12, **LEGACY}),
+    (CARTPOLE, {'policy.num_segments': 2, 'policy.buffer_reanalyze_freq': 1e-9, 'policy.reanalyze_batch_size': 4},
+     'train_unizero_segment'),
 ]
 every_example = pytest.mark.parametrize(
     'example', EXAMPLES,
@@ -88,6 +105,27 @@ def test_the_release_dies_of_it(example, tmp_path):
     assert 'lzero_kvcache' not in str(caught.traceback[-1].path)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('example', NEIGHBOURS, ids=str)
+def test_the_release_lives_with_its_neighbours(example, tmp_path):
+    check_runnable(experiment_of(example))
+    experiment = experiment_of(example, stock=True)
+    call_entry(
+        ENTRIES[experiment.entry], tmp_path, (experiment.main_config, experiment.create_config), stock=True,
+        max_env_step=60
+    )
+
+
+@pytest.mark.parametrize('change', [
+    {'policy.use_priority': True}, {'policy.random_collect_episode_num': 2}, {'policy.learning_rate': 0},
+    {'policy.gumbel_algo': True}, {'policy.batch_size': 1}, {f'{MODEL}.action_space_size': 3},
+], ids=str)
+def test_what_breaks_training_alone_is_evaluated(change, tmp_path):
+    """By LightZero's entry, which makes a policy for training, too."""
+    experiment = experiment_of((CARTPOLE, change))
+    call_entry(eval_muzero, tmp_path, (experiment.main_config, experiment.create_config), num_episodes_each_seed=1)
+
+
 @every_example
 def test_it_is_refused_before_a_run(example):
     with pytest.raises(ValueError, match='which LightZero 0.2.0 cannot run: .* Remedy: ') as caught:
@@ -108,18 +146,17 @@ def test_every_row_has_an_example():
 @pytest.mark.parametrize(
     'change', [{'policy.use_priority': True}, {f'{WORLD_MODEL}.obs_type': 'image_memory'}], ids=str
 )
-def test_a_stock_entry_refuses_it_when_it_makes_the_policy(change, tmp_path):
+def test_a_stock_entry_refuses_it_before_it_trains(change, tmp_path):
     experiment = experiment_of((CARTPOLE, change))
     with pytest.raises(ValueError, match=f'{next(iter(change))} is .*, which LightZero 0.2.0 cannot run'):
         call_entry(train_unizero, tmp_path, (experiment.main_config, experiment.create_config))
 
 
-def test_what_breaks_learning_alone_does_not_keep_from_evaluating():
+def test_what_breaks_learning_alone_keeps_nobody_from_a_loop_of_their_own():
     main_config, _ = small_configs(CARTPOLE, {}, use_priority=True, device='cpu')
     policy = deep_merge_dicts(UniZeroKVCachePolicy.default_config(), main_config.policy)
-    with pytest.raises(ValueError, match='policy.use_priority is True'):
-        UniZeroKVCachePolicy(policy, enable_field=['learn', 'eval'])
-    UniZeroKVCachePolicy(policy, enable_field=['eval'])
+    for fields in (['eval'], ['learn', 'collect', 'eval']):
+        UniZeroKVCachePolicy(policy, enable_field=fields)
     check_runnable(experiment_of((CARTPOLE, {'policy.use_priority': True})), ['eval'])
 
 

@@ -21,7 +21,7 @@ WM = r'policy\.model\.world_model_cfg'
     (dict(num_layers=0), rf'{WM}\.num_layers is 0: allowed is an integer of at least 1'),
     (dict(context_length=8.0), rf'{WM}\.context_length is 8\.0: allowed is an integer'),
     (dict(context_length='8'), rf"{WM}\.context_length is '8': allowed is an integer"),
-    (dict(context_length=3), rf'{WM}\.context_length is 3: the cache needs at least 4 tokens'),
+    (dict(context_length=3), rf'{WM}\.context_length is 3: a search needs at least 4 tokens'),
 ])
 @pytest.mark.parametrize('mode', ['managed', 'validate'])
 def test_a_policy_refuses_what_dies_later(mode, options, message):

@@ -86,9 +86,17 @@ def test_models_and_managers_by_hand_are_checked_too():
         KVCacheManager(dict(KVCache=dict(strategy='lru')), 2)
 
 
-@pytest.mark.parametrize('key', ['cache', 'max_cache_size', 'kv_cache_before_run', 'cache_dir', 'num_kv_heads', 'key'])
+@pytest.mark.parametrize('key', [
+    'cache', 'max_cache_size', 'kv_cache_before_run', 'cache_dir', 'num_kv_heads', 'key', 'k_cache', 'v_cache',
+    'qkv_cache', 'batch_validation_mode', 'use_new_page_manager'
+])
 def test_names_of_others_mean_nothing_of_the_cache(key):
     assert place_of(key) is None
+
+
+@pytest.mark.parametrize('key', ['use_kv_cache', 'enable_kv_cache', 'kv_cache_strategy', 'kv_cache_size'])
+def test_names_that_mean_the_cache_beside_its_place(key):
+    assert place_of(key, is_within=True) == KEY_PATH
 
 
 @pytest.mark.parametrize('names, message', [

@@ -254,19 +254,14 @@ def test_an_episode_that_begins_anew_is_compared_again():
 
 
 @pytest.mark.parametrize('dtype, reason', [
-    (torch.bfloat16, release_limits.BFLOAT16), (torch.float16, None)
+    (torch.bfloat16, release_limits.BFLOAT16), (torch.float16, release_limits.ROUNDED)
 ], ids=str)
 def test_autocast(dtype, reason):
     player = Player(kv_cache=kv_cache(mode='validate'), context_length=8)
     with torch.autocast('cpu', dtype):
         for _ in range(4):
             player.step([0], 6)
-    assert player.report.differed == 0
-    if reason is None:
-        assert (player.report.agreed, dict(player.report.not_compared)) == (4 * 7, {})
-        assert player.report.largest_difference < 5e-3
-    else:
-        assert player.report.not_compared == {reason: 4 * 7}
+    assert player.report.not_compared == {reason: 4 * 7}
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float64], ids=str)

@@ -1,5 +1,6 @@
 """Numbers of things in a config that the stock entries use unchecked, deep in a run."""
 from ..checks import check_count
+from ..plugin.rounds import check_room
 from .config_file import Experiment
 from .defaults import policy_defaults
 
@@ -43,10 +44,5 @@ def check_counts(experiment: Experiment, prefix: str = '') -> None:
         check_count(config[key], f'{prefix}{key_path}', unit)
     policy = {**policy_defaults(experiment), **experiment.main_config.policy}
     env = experiment.main_config.get('env', {})
-    room = max(policy['collector_env_num'], policy['evaluator_env_num'])
     for key in ('collector_env_num', 'evaluator_env_num'):
-        if env.get(key, 0) > room:
-            raise ValueError(
-                f'{prefix}env.{key} is {env[key]}, but policy.{key} is {policy[key]}, and the cache has room for the '
-                'environments that policy names: set both to the same number'
-            )
+        check_room(policy, key, env.get(key, 0), prefix)

@@ -5,10 +5,11 @@ from typing import Any
 from ding.utils import deep_merge_dicts
 
 from ..broken_settings import FIELDS, check_settings
-from ..config import KVCacheConfig
+from ..config import KVCacheConfig, runs_stock_code
 from ..manager import KVCacheManager
 from ..plugin.hooks import is_release
 from ..plugin.rounds import check_segments
+from ..world_model.dimensions import check_dimensions
 from .config_file import Experiment
 from .defaults import policy_defaults
 
@@ -28,6 +29,8 @@ def check_runnable(experiment: Experiment, fields: Collection[str] = FIELDS) -> 
     policy = deep_merge_dicts(deep_merge_dicts(policy_defaults(experiment), created.policy), main_config.policy)
     if is_release():
         check_settings(policy, fields, experiment.entry)
+        if not runs_stock_code(policy.model.world_model_cfg):
+            check_dimensions(policy.model.world_model_cfg)
     if 'collect' in fields and experiment.entry == 'train_unizero_segment':
         check_segments(policy, main_config.env.get('collector_env_num', policy.collector_env_num))
     _check_pools(policy)

@@ -15,6 +15,8 @@ from ding.utils import broadcast_object_list, get_rank, get_world_size, lists_to
 from lzero.mcts.utils import prepare_observation
 from lzero.worker import MuZeroEvaluator
 
+from ..checks import check_count
+
 logger = logging.getLogger('lzero_kvcache')
 
 POLICIES_WITH_CACHES = ('unizero', 'sampled_unizero')
@@ -49,7 +51,9 @@ def _eval(
         self: MuZeroEvaluator, save_ckpt_fn: Optional[Callable] = None, train_iter: int = -1, envstep: int = -1,
         n_episode: Optional[int] = None, return_trajectory: bool = False
 ) -> tuple[bool, dict[str, Any]]:
-    n_episode = self._default_n_episode if n_episode is None else n_episode
+    n_episode = check_count(
+        self._default_n_episode if n_episode is None else n_episode, 'env.n_evaluator_episode', 'episodes'
+    )
     if n_episode == self._env.env_num:
         return _stock_eval(self, save_ckpt_fn, train_iter, envstep, n_episode, return_trajectory)
     if return_trajectory:

@@ -40,8 +40,10 @@ class KVCachePolicyMixin:
 
     def _create_model(self, cfg: EasyDict, model: Optional[torch.nn.Module] = None) -> torch.nn.Module:
         check_placement(cfg, 'policy')
-        check_settings(cfg, self._enable_field)
+        # What breaks collecting or learning alone is looked at when that begins: this policy may be for neither.
+        check_settings(cfg, ['eval'])
         mend_evaluator()
+        mend_segment_collector()
         check_rounds_early()
         if cfg.multi_gpu:
             mend_release()
@@ -55,7 +57,6 @@ class KVCachePolicyMixin:
             say_that_stock_code_runs(model.world_model.config)
         else:
             logger.info(self._kv_cache_world_model.kv_cache_manager.describe())
-            mend_segment_collector()
             self._kv_cache_statistics = StatisticsReporter(
                 self._kv_cache_world_model.kv_cache_inference,
                 self._kv_cache_world_model.kv_cache_manager.config.log_interval,

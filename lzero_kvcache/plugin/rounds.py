@@ -1,20 +1,27 @@
-"""How much LightZero's collectors collect in a round, which they look at only after the first evaluation."""
+"""What LightZero's collectors and evaluator cannot run, which they look at only in the middle of a run."""
 from collections.abc import Mapping
 from functools import wraps
 from typing import Any, Callable
 
-from lzero.worker import MuZeroCollector, MuZeroSegmentCollector
+from lzero.worker import MuZeroCollector, MuZeroEvaluator, MuZeroSegmentCollector
+
+from ..broken_settings import check_settings
+from .hooks import is_release
+from .recognition import has_managed_cache, is_of_plugin
 
 
 def check_rounds_early() -> None:
     """
     Overview:
-        Let LightZero's collectors refuse, as soon as they are made, the numbers for which they end in an assertion
-        later on. For the rest of this process, and for the stock policies, too.
+        Let LightZero's collectors and evaluator refuse, as soon as they are given a policy, what they would end in
+        later on. For the rest of this process, and as far as their rounds go, for the stock policies, too.
     """
-    for collector_class, check in ((MuZeroCollector, check_episodes), (MuZeroSegmentCollector, check_segments)):
-        if not hasattr(collector_class.reset_policy, '__wrapped__'):
-            collector_class.reset_policy = _checking(collector_class.reset_policy, check)
+    for worker_class, check in (
+            (MuZeroCollector, _check_collector), (MuZeroSegmentCollector, _check_segment_collector),
+            (MuZeroEvaluator, _check_evaluator),
+    ):
+        if not hasattr(worker_class.reset_policy, '__wrapped__'):
+            worker_class.reset_policy = _checking(worker_class.reset_policy, check)
 
 
 def check_episodes(policy_config: Mapping[str, Any], env_num: int, prefix: str = '') -> None:
@@ -53,12 +60,55 @@ def check_segments(policy_config: Mapping[str, Any], env_num: int, prefix: str =
         )
 
 
+def check_room(policy_config: Mapping[str, Any], key: str, env_num: int, prefix: str = '') -> None:
+    """
+    Overview:
+        Check that a managed cache has room for all environments.
+    Arguments:
+        - policy_config (:obj:`Mapping`): The policy's.
+        - key (:obj:`str`): 'collector_env_num' or 'evaluator_env_num'.
+        - env_num (:obj:`int`): Environments that collect, or evaluate.
+        - prefix (:obj:`str`): Stands before the key path in error messages, e.g. "arms['lru'].".
+    Raises:
+        - ValueError: If there are more of them than the policy names.
+    """
+    if env_num > max(policy_config['collector_env_num'], policy_config['evaluator_env_num']):
+        raise ValueError(
+            f'{prefix}env.{key} is {env_num}, but policy.{key} is {policy_config[key]}, and the cache has room for the '
+            'environments that policy names: set both to the same number'
+        )
+
+
 def _checking(reset_policy: Callable, check: Callable) -> Callable:
 
     @wraps(reset_policy)
     def reset_and_check(self: Any, policy: Any = None) -> None:
         reset_policy(self, policy)
         if policy is not None:
-            check(policy.get_attribute('cfg'), self._env_num)
+            check(policy, self._env.env_num)
 
     return reset_and_check
+
+
+def _check_collector(policy: Any, env_num: int) -> None:
+    check_episodes(policy.get_attribute('cfg'), env_num)
+    _check_collecting(policy, env_num)
+
+
+def _check_segment_collector(policy: Any, env_num: int) -> None:
+    check_segments(policy.get_attribute('cfg'), env_num)
+    _check_collecting(policy, env_num)
+
+
+def _check_collecting(policy: Any, env_num: int) -> None:
+    if is_of_plugin(policy) and is_release():
+        # A policy that can learn is collected for, so as to learn; 'eval_muzero' makes one, too, but no collector.
+        fields = {'collect', 'learn'}.intersection(policy.get_attribute('enable_field'))
+        check_settings(policy.get_attribute('cfg'), fields)
+    if has_managed_cache(policy):
+        check_room(policy.get_attribute('cfg'), 'collector_env_num', env_num)
+
+
+def _check_evaluator(policy: Any, env_num: int) -> None:
+    if has_managed_cache(policy):
+        check_room(policy.get_attribute('cfg'), 'evaluator_env_num', env_num)

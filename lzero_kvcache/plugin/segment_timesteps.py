@@ -8,6 +8,8 @@ from ding.envs import BaseEnvManager, BaseEnvTimestep
 from ding.torch_utils import to_ndarray
 from lzero.worker import MuZeroSegmentCollector
 
+from .recognition import has_managed_cache
+
 logger = logging.getLogger('lzero_kvcache')
 
 
@@ -15,9 +17,10 @@ logger = logging.getLogger('lzero_kvcache')
 def mend_segment_collector() -> None:
     """
     Overview:
-        Let LightZero's ``MuZeroSegmentCollector`` hand down the timestep of each step, for the rest of this process. By
-        itself it hands down those that it has begun to collect with, for all steps until it has its segments, and ends
-        in a ``KeyError`` where observations have none.
+        Let LightZero's ``MuZeroSegmentCollector`` collect where observations have no timestep, for the rest of this
+        process and for the stock policies, too: by itself it ends in a ``KeyError``. A policy with a managed cache is
+        handed the timestep of each step. By itself the collector hands down those that it has begun to collect with,
+        for all steps until it has its segments.
     """
     MuZeroSegmentCollector.reset_env = _with_timesteps(MuZeroSegmentCollector.reset_env)
 
@@ -56,9 +59,10 @@ class StepCountingEnvManager:
             As the manager's.
         """
         observations = {env_id: self._with_timestep(env_id, obs) for env_id, obs in self._manager.ready_obs.items()}
-        self._collector.timestep_dict.update(
-            {env_id: to_ndarray(obs['timestep']) for env_id, obs in observations.items()}
-        )
+        if has_managed_cache(self._collector._policy):
+            self._collector.timestep_dict.update(
+                {env_id: to_ndarray(obs['timestep']) for env_id, obs in observations.items()}
+            )
         return observations
 
     def launch(self, reset_param: Optional[dict] = None) -> None:
@@ -86,6 +90,10 @@ class StepCountingEnvManager:
         timesteps = self._manager.step(actions)
         counted = {}
         for env_id, timestep in timesteps.items():
+            counted[env_id] = timestep
+            if timestep.info.get('abnormal', False):
+                # It has no observation, and the collector resets the environment.
+                continue
             self._steps[env_id] = self._steps.get(env_id, 0) + 1
             counted[env_id] = timestep._replace(obs=self._with_timestep(env_id, timestep.obs))
             if timestep.done:

@@ -65,9 +65,9 @@ class CachedModel:
                 runs_its_own_forward(world_model.transformer)
         ):
             raise ValueError(
-                f"{KEY_PATH}.mode is 'managed', but the transformer of this world model "
-                f'({type(world_model.transformer).__name__}) has hooks or a forward of its own, or there are hooks for '
-                "all modules, which the cache cannot run token by token: allowed is 'legacy', or remove the hooks"
+                f'the transformer of this world model ({type(world_model.transformer).__name__}) has hooks or a '
+                'forward of its own, or there are hooks for all modules, which the cache cannot run token by token: '
+                f"remove the hooks, or choose {KEY_PATH}.mode='legacy'"
             )
         if self.uses_rotary and not world_model.transformer.freqs_cis.is_complex():
             raise ValueError(

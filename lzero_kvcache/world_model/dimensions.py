@@ -19,8 +19,8 @@ def check_dimensions(world_model_cfg: Any) -> None:
     context_length, tokens_per_block = given.context_length, given.tokens_per_block or 2
     if context_length is not None and context_length < 4:
         raise ValueError(
-            f'{PATH}.context_length is {context_length}: the cache needs at least 4 tokens (the oldest pair, the '
-            "newest pair), or kv_cache.mode='legacy'"
+            f'{PATH}.context_length is {context_length}: a search needs at least 4 tokens, the oldest pair and the '
+            'newest pair'
         )
     if tokens_per_block < 2:
         raise ValueError(f'{PATH}.tokens_per_block is {tokens_per_block}: allowed are at least 2, an observation and '

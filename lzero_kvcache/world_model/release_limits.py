@@ -8,6 +8,7 @@ from .precision import autocast_dtype
 
 NOT_FLOAT32 = 'stock fault: the release caches in float32, which goes with parameters of float32 alone'
 BFLOAT16 = 'stock fault: the release cannot hand latent states of bfloat16 to its search'
+ROUNDED = 'torch.autocast: both round to 16 bits, each in its own order, and go on from what they have rounded'
 ODD_WINDOW = (
     'stock fault: of a full window whose context_length is odd the release drops the newest token, and takes the next '
     'action for an observation'
@@ -18,16 +19,19 @@ TOO_LONG = "stock fault: the release's attention sees max_tokens tokens, fewer t
 def fault_of_dtype(world_model: Any) -> Optional[str]:
     """
     Overview:
-        Why the release cannot infer in the dtype of a model.
+        Why predictions in the dtype of a model cannot be compared with the release's.
     Arguments:
         - world_model (:obj:`WorldModel`): The model.
     Returns:
-        - reason (:obj:`Optional[str]`): One of the above, or None where it can.
+        - reason (:obj:`Optional[str]`): One of the above, or None where they can.
     """
     weight = world_model.transformer.ln_f.weight
     if weight.dtype != torch.float32:
         return NOT_FLOAT32
-    return BFLOAT16 if autocast_dtype(weight.device.type) == torch.bfloat16 else None
+    autocast = autocast_dtype(weight.device.type)
+    if autocast is None:
+        return None
+    return BFLOAT16 if autocast == torch.bfloat16 else ROUNDED
 
 
 def fault_of_lengths(world_model: Any, lengths: Sequence[int]) -> Optional[str]:

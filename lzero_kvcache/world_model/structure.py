@@ -17,13 +17,11 @@ PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None)])
 OF_ALL_MODULES = vars(nn.Module()).keys() - {'training'}
 
 
-# What the cache knows how to compute, as long as nobody sets another function.
-KNOWN_FORWARDS = {
-    known: known.forward for known in (
-        Transformer, Block, SelfAttention, Head, PolicyHeadCont,
-        nn.Sequential, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GELU, nn.Dropout,
-    )
-}
+# What the cache knows how to compute.
+KNOWN_CLASSES = (
+    Transformer, Block, SelfAttention, Head, PolicyHeadCont,
+    nn.Sequential, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GELU, nn.Dropout,
+)
 
 
 def runs_its_own_forward(module: nn.Module) -> bool:
@@ -36,8 +34,15 @@ def runs_its_own_forward(module: nn.Module) -> bool:
     """
     return (
         any(_hooks_of(module)) or any(_hooks_of_all_modules()) or 'forward' in vars(module)
-        or any(known.forward is not forward for known, forward in KNOWN_FORWARDS.items() if isinstance(module, known))
+        or any(isinstance(module, known) and not _computes_as_written(known) for known in KNOWN_CLASSES)
     )
+
+
+def _computes_as_written(known: type) -> bool:
+    # By name, because somebody may have set another function before this module was imported.
+    forward = known.forward
+    names = getattr(forward, '__module__', None), getattr(forward, '__qualname__', None)
+    return names == (known.__module__, f'{known.__qualname__}.forward') and not hasattr(forward, '__wrapped__')
 
 
 class StructureWatch:

@@ -14,7 +14,6 @@ from .histories import EnvironmentHistories, RebuildStats, RootStats
 from .imagination import Imagination
 from .managed import ManagedInference, Outputs, RootEnvironments, check_expansion, is_first_step
 from .positions import host_timesteps
-from .precision import autocast_dtype
 from .release_limits import fault_of_dtype, fault_of_lengths
 from .validation_report import KVCacheMismatchError, StockInferenceError, ValidationReport
 
@@ -379,7 +378,6 @@ class ValidatedInference:
         differences = torch.stack([
             (ours.float() - theirs.float()).abs().flatten(1).amax(1) for ours, theirs in zip(managed, stock)
         ]).cpu().numpy()
-        tolerance = self._tolerance(stock)
         for row, flaw in enumerate(flaws):
             if flaw is not None:
                 self.report.not_compared[flaw] += 1
@@ -387,23 +385,15 @@ class ValidatedInference:
             worst = int(np.nan_to_num(differences[:, row], nan=np.inf).argmax())
             difference = float(differences[worst, row])
             self.report.largest_difference = max(self.report.largest_difference, difference)
-            if difference <= tolerance:
+            if difference <= self._config.validation_tolerance:
                 self.report.agreed += 1
                 continue
             self.report.differed += 1
             raise KVCacheMismatchError(
                 f'environment {self._env_ids[row]}, depth {depths[row]}: the managed {names[worst]} prediction differs '
                 f'from the stock one by {difference:.3g}, more than validation_tolerance '
-                f'{tolerance:.3g}; so far {self.report}'
+                f'{self._config.validation_tolerance:.3g}; so far {self.report}'
             )
-
-    def _tolerance(self, stock: Sequence[torch.Tensor]) -> float:
-        dtype = autocast_dtype(stock[0].device.type)
-        if dtype is None:
-            return self._config.validation_tolerance
-        # Numbers of 16 bits differ in their last bits with the order in which they are added up.
-        largest = max(float(tensor.abs().max()) for tensor in stock)
-        return max(self._config.validation_tolerance, 8 * torch.finfo(dtype).eps * max(1., largest))
 
     def _log_now_and_then(self) -> None:
         self._inferences += 1
