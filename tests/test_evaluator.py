@@ -53,6 +53,21 @@ def test_each_environment_runs_its_share(tmp_path, ended, episodes, env_num, mod
     assert mean == pytest.approx(returns.mean())
 
 
+@pytest.mark.parametrize('workers', ['collector', 'evaluator'])
+def test_more_environments_than_the_policy_names_are_refused_at_once(tmp_path, workers):
+    main_config, create_config = small_configs(CARTPOLE, {})
+    main_config.env[f'{workers}_env_num'] = 4
+    main_config.policy.update(n_episode=4)
+    main_config.policy.model.world_model_cfg.env_num = 4
+    with pytest.raises(ValueError, match=rf'^env\.{workers}_env_num is 4, but policy\.{workers}_env_num is [12], and'):
+        call_entry(train_unizero, tmp_path, (main_config, create_config))
+
+
+def test_an_evaluation_of_no_episodes_is_refused(tmp_path):
+    with pytest.raises(ValueError, match='env.n_evaluator_episode is 0: allowed is an integer of at least 1'):
+        call_entry(eval_muzero, tmp_path, evaluation_configs(0, 2, kv_cache={}))
+
+
 def evaluation_tags(folder: Path, **numbers: int) -> set[str]:
     folder.mkdir()
     call_entry(train_unizero, folder, evaluation_configs(**numbers), max_env_step=1)

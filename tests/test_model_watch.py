@@ -1,5 +1,8 @@
 """Whatever changes what a model computes is noticed: weights, hooks, modules and their attributes."""
 import logging
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -139,6 +142,24 @@ def test_a_class_that_is_given_another_forward_is_noticed(owner, monkeypatch):
     monkeypatch.setattr(owner, 'forward', lambda *arguments, **keywords: forward(*arguments, **keywords) * 0.8)
     episodes.weights_have_changed()
     episodes.step([0, 1], 2)
+
+
+@pytest.mark.parametrize('is_wrapped', [True, False])
+def test_a_class_that_was_given_another_forward_before_the_cache_was_imported_is_noticed(is_wrapped):
+    script = f"""
+import functools
+from lzero.model.unizero_world_models.transformer import SelfAttention
+forward = SelfAttention.forward
+def scaled(*arguments, **keywords):
+    return forward(*arguments, **keywords) * 0.8
+SelfAttention.forward = functools.wraps(forward)(scaled) if {is_wrapped} else scaled
+from episodes import Episodes
+from models import build_model, kv_cache
+episodes = Episodes(build_model(kv_cache=kv_cache(window='rebuild'), context_length=20))
+episodes.step([0, 1], 2)
+episodes.step([1, 0], 2)
+"""
+    subprocess.run([sys.executable, '-c', script], cwd=Path(__file__).parent, check=True)
 
 
 def test_a_change_of_a_setting_is_said_once(caplog):

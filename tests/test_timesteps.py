@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from ding.envs import BaseEnvTimestep
 from episodes import Episodes
 from lzero.entry import train_unizero_segment
 from models import build_model, kv_cache, observations
@@ -15,6 +16,10 @@ from lzero_kvcache.world_model import validated
 
 TINY_POOLS = dict(init_pool=dict(size=1), recur_pool=dict(size=3), wm_pool=dict(size=1))
 NEW_EPISODE = 'does not follow timestep'
+SEGMENTS = dict(
+    entry=train_unizero_segment, game_segment_length=10, num_segments=ENV_NUM, train_start_after_envsteps=0,
+    buffer_reanalyze_freq=1 / 10 ** 6, reanalyze_batch_size=4
+)
 
 
 @pytest.mark.parametrize('cache', [
@@ -115,11 +120,7 @@ def test_segments_train_with_the_timestep_of_each_step(tmp_path, monkeypatch, ca
     if not has_timesteps:
         monkeypatch.setattr(CartPoleEnv, 'reset', lambda env: without_timestep(reset(env)))
         monkeypatch.setattr(CartPoleEnv, 'step', step_without)
-    run = train(
-        'cartpole_unizero_config', tmp_path, {}, entry=train_unizero_segment, game_segment_length=10,
-        num_segments=ENV_NUM, train_start_after_envsteps=0, buffer_reanalyze_freq=1 / 10 ** 6, reanalyze_batch_size=4,
-        reanalyze_partition=0.75
-    )
+    run = train('cartpole_unizero_config', tmp_path, {}, **SEGMENTS)
     check_training(run)
     last = {}
     for step in handed_down:
@@ -129,6 +130,41 @@ def test_segments_train_with_the_timestep_of_each_step(tmp_path, monkeypatch, ca
     assert max(map(max, (step.values() for step in handed_down))) >= 10
     assert NEW_EPISODE not in caplog.text
     assert run.world_model.kv_cache_inference.root_stats.cold_starts == 0
+
+
+@pytest.mark.parametrize('cache', [None, dict(mode='legacy')], ids=str)
+def test_segments_of_the_stock_code_train_without_timesteps(tmp_path, monkeypatch, cache):
+    reset, step = CartPoleEnv.reset, CartPoleEnv.step
+    monkeypatch.setattr(CartPoleEnv, 'reset', lambda env: without_timestep(reset(env)))
+    monkeypatch.setattr(
+        CartPoleEnv, 'step',
+        lambda env, action: (lambda timestep: timestep._replace(obs=without_timestep(timestep.obs)))(step(env, action))
+    )
+    check_training(train('cartpole_unizero_config', tmp_path, cache, **SEGMENTS))
+
+
+def test_a_step_without_an_observation_is_left_to_the_segment_collector(tmp_path, monkeypatch):
+    """As DI-engine's managers return one where an environment has failed."""
+    steps, step = [], CartPoleEnv.step
+
+    def step_or_fail(env, action):
+        steps.append(env)
+        if len(steps) == 5:
+            return BaseEnvTimestep(None, None, False, {'abnormal': True})
+        return step(env, action)
+
+    monkeypatch.setattr(CartPoleEnv, 'step', step_or_fail)
+    check_training(train('cartpole_unizero_config', tmp_path, {}, **SEGMENTS))
+
+
+@torch.no_grad()
+def test_a_models_loop_that_reuses_its_buffer_is_said_once(caplog):
+    model = build_model(kv_cache=kv_cache(), context_length=20)
+    generator, buffer = torch.Generator().manual_seed(0), torch.zeros(1, 5)
+    for step in range(4):
+        buffer.copy_(observations(model, 1, generator))
+        model.initial_inference(buffer, [1 if step else -1], buffer, [np.array(step)])
+    assert caplog.text.count('an observation that the cache has not seen') == 1
 
 
 @pytest.mark.parametrize('rotary', [False, True], ids=['learned positions', 'rotary positions'])

@@ -43,7 +43,8 @@ def last_evaluation(main_config: EasyDict, recorder: SeriesRecorder) -> Iterator
             if sys.exc_info()[0] is None:
                 recorder.end()
                 if recorder.last_phase != 'eval':
-                    evaluators[-1].eval(learner.save_checkpoint, learner.train_iter, recorder.env_step)
+                    evaluator = evaluators[-1]
+                    evaluator.eval(learner.save_checkpoint, learner.train_iter, recorder.env_step)
             # The stock entries leave the writer open, and a process that ends loses what it has not written.
             learner.tb_logger.flush()
 

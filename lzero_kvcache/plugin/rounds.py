@@ -20,8 +20,8 @@ def check_rounds_early() -> None:
             (MuZeroCollector, _check_collector), (MuZeroSegmentCollector, _check_segment_collector),
             (MuZeroEvaluator, _check_evaluator),
     ):
-        if not hasattr(worker_class.reset_policy, '__wrapped__'):
-            worker_class.reset_policy = _checking(worker_class.reset_policy, check)
+        if not hasattr(worker_class.reset, '__wrapped__'):
+            worker_class.reset = _checking(worker_class.reset, check)
 
 
 def check_episodes(policy_config: Mapping[str, Any], env_num: int, prefix: str = '') -> None:
@@ -79,13 +79,12 @@ def check_room(policy_config: Mapping[str, Any], key: str, env_num: int, prefix:
         )
 
 
-def _checking(reset_policy: Callable, check: Callable) -> Callable:
+def _checking(reset: Callable, check: Callable) -> Callable:
 
-    @wraps(reset_policy)
-    def reset_and_check(self: Any, policy: Any = None) -> None:
-        reset_policy(self, policy)
-        if policy is not None:
-            check(policy, self._env.env_num)
+    @wraps(reset)
+    def reset_and_check(self: Any, *arguments: Any, **keywords: Any) -> None:
+        reset(self, *arguments, **keywords)
+        check(self._policy, self._env.env_num)
 
     return reset_and_check
 

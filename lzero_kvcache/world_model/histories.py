@@ -92,7 +92,7 @@ class EnvironmentHistories:
         self.last_missing: frozenset[int] = frozenset()
         self.last_begun_anew: frozenset[int] = frozenset()
         self._histories: dict[tuple[str, int], EnvironmentHistory] = {}
-        self._has_warned = False
+        self._warnings_given: set[str] = set()
 
     def of(self, phase: str, env_id: int) -> EnvironmentHistory:
         """
@@ -213,7 +213,9 @@ class EnvironmentHistories:
                     counted[row] = history.steps[-1].timestep + 1
                     continue
                 begun_anew.append(row)
-                if history.ends_with(last):
+                if not history.ends_with(last):
+                    self._warn_of_cold_start(history)
+                else:
                     self._warn_of_new_episode(history, timestep)
                     begins[row] = timestep == 0
             self._restart(history)
@@ -303,14 +305,22 @@ class EnvironmentHistories:
         history.restart()
 
     def _warn_of_new_episode(self, history: EnvironmentHistory, timestep: int) -> None:
-        if not self._has_warned:
-            self._has_warned = True
-            logger.warning(
-                '%s: timestep %d does not follow timestep %d, so a new episode begins there. Where an episode ends, '
-                "call the policy's reset with the environment's id; let timesteps count one per action, or leave them "
-                'out. Said once.',
-                history.scope, timestep, history.steps[-1].timestep
-            )
+        self._warn_once(
+            '%s: timestep %d does not follow timestep %d, so a new episode begins there. Where an episode ends, call '
+            "the policy's reset with the environment's id; let timesteps count one per action, or leave them out. Said "
+            'once.', history.scope, timestep, history.steps[-1].timestep
+        )
+
+    def _warn_of_cold_start(self, history: EnvironmentHistory) -> None:
+        self._warn_once(
+            '%s: the episode goes on from an observation that the cache has not seen, so its context begins there. Has '
+            'the tensor of the last observation been written to since? Said once.', history.scope
+        )
+
+    def _warn_once(self, sentence: str, *values: Any) -> None:
+        if sentence not in self._warnings_given:
+            self._warnings_given.add(sentence)
+            logger.warning(sentence, *values)
 
     def _look_up(self, model: CachedModel, history: EnvironmentHistory, env_id: int) -> Optional[Context]:
         context = self._manager.get_init_cache(env_id, history.key)
