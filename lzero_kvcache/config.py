@@ -50,7 +50,7 @@ class KVCacheConfig:
         - window (:obj:`str`): What happens to a context that reaches ``context_length - 1`` tokens: 'shift' (drop the
             oldest and correct the positions, as the stock code) or 'rebuild' (encode the remaining tokens again).
         - rope_positions (:obj:`str`): Rotary positions of a search's tokens: 'aligned' (as in training) or 'release'
-            (too far from the root, as the stock code searches).
+            (too far from the root, as in the stock code).
         - enable_stats (:obj:`bool`): Whether hits, misses and evictions are counted.
         - log_interval (:obj:`int`): Searches between two log lines and two TensorBoard points; 0 logs no lines and
             leaves the points that end a collect or eval phase.

@@ -72,7 +72,7 @@ class EvaluationDisplay:
         numbers = summary(self.ended)
         if numbers['std'] is not None:
             self._screen.print(
-                f"Mean return of {len(self.ended)}: {numbers['mean']:.6g}, standard deviation {numbers['std']:.6g}, "
+                f"Mean return of {len(self.ended)}: {numbers['mean']:.6g}, standard deviation {numbers['std']:.3g}, "
                 f"from {numbers['min']:.6g} to {numbers['max']:.6g}"
             )
         if self._inference is not None:

@@ -93,7 +93,8 @@ def test_each_episode_has_a_seed_and_a_return(evaluate, checkpoint_of, ended, ca
     screen = capfd.readouterr().out
     for seed, episode_return in episodes:
         assert re.search(rf'^ *{seed} +{re.escape(format(episode_return, ".6g"))} *$', screen, re.MULTILINE)
-    assert f"Mean return of 3: {results['return']['mean']:.6g}, standard deviation" in screen
+    mean, deviation = results['return']['mean'], results['return']['std']
+    assert f'Mean return of 3: {mean:.6g}, standard deviation {deviation:.3g}, ' in screen
     assert '3/3 episodes' in screen
     assert (results['kv_cache'] is None) == (mode == 'legacy')
     if mode != 'legacy':

@@ -101,5 +101,5 @@ def test_training_evaluating_its_checkpoint_and_imagining(tmp_path):
     check_quiet(imagined)
     steps = re.search(r'No episode had 201 steps: the horizon is (\d+)', imagined.stdout).group(1)
     for positions in ('release', 'aligned'):
-        assert re.search(rf"rope_positions='{positions}': 1 rollouts of {steps} steps", imagined.stdout)
+        assert re.search(rf"rope_positions='{positions}': 1 rollout of {steps} steps,", imagined.stdout)
     assert (tmp_path / 'imagine.png').stat().st_size > 10_000

@@ -1,5 +1,6 @@
 """Importing the package is cheap, and every part of it imports only from the floors below its own."""
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ FLOORS = [
     {'config', 'pool'}, {'broken_settings', 'budget', 'placement'}, {'manager'}, {'ddp', 'world_model'}, {'plugin'},
 ]
 MODULES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')
+ROOMS = {path.relative_to(ROOT).parts[0].replace('.py', '') for path in MODULES}
 
 
 def floor(room):
@@ -52,8 +54,14 @@ def test_eviction_does_not_import_torch(path):
 
 
 def test_every_floor_is_there():
-    rooms = {path.name.replace('.py', '') for path in ROOT.iterdir()}
-    assert set.union(*FLOORS) <= rooms
+    assert set.union(*FLOORS) <= ROOMS
+
+
+def test_the_architecture_puts_every_room_on_its_floor():
+    text = (ROOT.parent / 'docs' / 'architecture.md').read_text()
+    rows = re.findall(r'^\| (\d) \| ([^|]*) \|', text, re.MULTILINE)
+    floors = {int(number): set(re.findall(r'`(\w+)`', rooms)) for number, rooms in rows}
+    assert floors == dict(enumerate([*FLOORS, ROOMS - set.union(*FLOORS)]))
 
 
 def test_importing_the_package_does_not_import_lzero():

@@ -32,7 +32,7 @@ MANY_TOKENS = 'stock fault: the release cannot search with observations of more 
 BEGUN_ANEW = "on_miss='reset': the managed context has begun anew where the release still has its own"
 MISPLACED = (
     'stock fault: the release puts the tokens of a search further from their root than training does, by one step, or '
-    'in Sampled UniZero by the number of the simulation'
+    "in Sampled UniZero by the number of the simulation; with rope_positions='release' they are compared"
 )
 TORN = 'stock fault: at max_seq_len the rotary positions of the release begin again within a context'
 NO_TIMESTEPS = 'stock fault: without timesteps the release gives all steps of an episode the same rotary positions'

@@ -56,7 +56,8 @@ def main(checkpoint: str, horizon: int, episodes: int, seed: int, out: Path) -> 
         plot(results, out)
         for positions, (real, imagined, errors) in results.items():
             first, last = np.median(errors, axis=0)[[0, -1]]
-            screen.print(f"rope_positions='{positions}': {len(real)} rollouts of {horizon} steps, mean reward "
+            rollouts = f"{len(real)} rollout{'s' if len(real) > 1 else ''} of {horizon} steps"
+            screen.print(f"rope_positions='{positions}': {rollouts}, mean reward "
                          f'{imagined.mean():.3f} (real {real.mean():.3f}), median latent error {first:.2f} after one '
                          f'step, {last:.2f} after {horizon}', soft_wrap=True)
         screen.print(f'The plot: {out}', soft_wrap=True)
