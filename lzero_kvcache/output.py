@@ -5,8 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TextIO
+from tempfile import NamedTemporaryFile
+from typing import Optional, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -21,13 +21,13 @@ COLUMNS_OF_A_FILE = 120
 
 
 @contextmanager
-def output_to(log_path: Path) -> Iterator[Console]:
+def output_to(log_path: Optional[Path] = None) -> Iterator[Console]:
     """
     Overview:
         Whatever is printed within the ``with`` block, by C code, too, goes to a file. If the block fails, the file's
         last lines are shown; not so where the user interrupts it.
     Arguments:
-        - log_path (:obj:`Path`): The file.
+        - log_path (:obj:`Optional[Path]`): The file; None: one that is gone when the block has ended.
     Returns:
         - screen (:obj:`Console`): The screen.
     """
@@ -41,8 +41,8 @@ def output_to(log_path: Path) -> Iterator[Console]:
 
 
 @contextmanager
-def _redirected(saved: list[int], log_path: Path) -> Iterator[Console]:
-    with open(saved[0], 'w', closefd=False) as descriptor, open(log_path, 'w', opener=not_through_a_link) as log:
+def _redirected(saved: list[int], log_path: Optional[Path]) -> Iterator[Console]:
+    with open(saved[0], 'w', closefd=False) as descriptor, _opened(log_path) as log:
         screen = console_of(descriptor)
         sys.stdout.flush()
         sys.stderr.flush()
@@ -55,12 +55,16 @@ def _redirected(saved: list[int], log_path: Path) -> Iterator[Console]:
             raise
         except BaseException:
             _flush(disk_may_be_full=True)
-            _show_tail(screen, log_path)
+            _show_tail(screen, Path(log.name), 'its output' if log_path is None else str(log_path))
             raise
         finally:
             _flush(disk_may_be_full=True)
             for number, copy in enumerate(saved, start=1):
                 os.dup2(copy, number)
+
+
+def _opened(log_path: Optional[Path]) -> TextIO:
+    return NamedTemporaryFile('w') if log_path is None else open(log_path, 'w', opener=not_through_a_link)
 
 
 def console_of(file: TextIO) -> Console:
@@ -82,9 +86,8 @@ def loading(what: str) -> Iterator[None]:
     Arguments:
         - what (:obj:`str`): What is loaded, for the screen.
     """
-    with TemporaryDirectory() as folder, output_to(Path(folder) / 'loading.log') as screen:
-        with spinner(screen, f'Loading {what} ...'):
-            yield
+    with output_to() as screen, spinner(screen, f'Loading {what} ...'):
+        yield
     # LightZero lets every logger of the process speak, and matplotlib tells of each font that it looks at.
     logging.getLogger('matplotlib').setLevel(logging.WARNING)
 
@@ -112,9 +115,9 @@ def _flush(disk_may_be_full: bool = False) -> None:
                 raise
 
 
-def _show_tail(screen: Console, log_path: Path) -> None:
+def _show_tail(screen: Console, log_path: Path, name: str) -> None:
     lines = log_path.read_text(errors='replace').splitlines()[-LINES_SHOWN_ON_FAILURE:]
     if not lines:
         return
-    for line in (f'This has failed. The last lines of {log_path}:', *map(printable, lines)):
+    for line in (f'This has failed. The last lines of {name}:', *map(printable, lines)):
         screen.print(line, markup=False, highlight=False, soft_wrap=True)

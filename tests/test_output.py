@@ -34,6 +34,8 @@ def test_all_of_it_is_shown_where_loading_fails():
     completed = run('-c', CHATTER, 'fail')
     for words in ('a hint of some package', 'a warning of some package', 'a word of some library'):
         assert words in completed.stdout
+    # Of a file that is gone nobody has any use.
+    assert completed.stdout.startswith('This has failed. The last lines of its output:\n')
     assert completed.stderr.endswith('ImportError: libGL.so.1 cannot be opened\n')
 
 

@@ -2,8 +2,6 @@ import json
 import platform
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import click
@@ -24,7 +22,7 @@ def doctor(as_json: bool) -> None:
 
     findings = []
     # Importing LightZero prints a lot, and no check prints anything.
-    with TemporaryDirectory() as folder, output_to(Path(folder) / 'doctor.log') as screen:
+    with output_to() as screen:
         with screen.status('') as status:
             for name, found in examine(CHECKS):
                 status.update(f'Looking at {name} ...')

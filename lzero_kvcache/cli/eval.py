@@ -2,7 +2,6 @@ import json
 import traceback
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Optional
 
 import click
@@ -50,7 +49,7 @@ def evaluate_checkpoint(
 
     refusal, interrupted = None, False
     try:
-        with TemporaryDirectory() as folder, output_to(Path(folder) / 'evaluation.log') as screen:
+        with output_to() as screen:
             display = EvaluationDisplay(screen, episodes)
             try:
                 with display.live():
