@@ -1,9 +1,10 @@
 import logging
 from collections.abc import Hashable, Iterator, Sequence
+from traceback import extract_tb
 from typing import Any, Callable, Optional
 
 from .checks import check_count, is_integer, is_number
-from .eviction import EvictionStrategy, Priority, SearchTreeNode, eviction_policy_factory
+from .eviction import EvictionStrategy, EvictionStrategyError, Priority, SearchTreeNode, eviction_policy_factory
 from .eviction.strategy import StrategyLike
 from .lock import CopyableLock
 from .stats import CacheStats
@@ -23,7 +24,7 @@ class KVCachePool:
         Several threads may use one pool: each operation holds ``lock``, which also makes one of several, as in
         ``with pool.lock: ...``. An operation that breaks off, by Ctrl-C or a strategy that raises, leaves a pool of
         which ``is_whole`` is False; the next one empties it. Where the strategy raises, or names a victim that it does
-        not hold, the operation raises a RuntimeError.
+        not hold, the operation raises an EvictionStrategyError, which is a RuntimeError.
     Arguments:
         - pool_size (:obj:`int`): The number of entries that fit.
         - eviction_strategy (:obj:`Union[EvictionStrategy, str, dict]`): A member of ``EvictionStrategy``, a name in
@@ -362,9 +363,12 @@ class KVCachePool:
             self.stats.evictions += 1
         self._leaving.append(self._value_of_slot.pop(slot))
 
-    def _strategy_failure(self, error: Exception) -> RuntimeError:
-        reason = str(error) if isinstance(error, ValueError) else f'{type(error).__name__}: {error}'
-        return RuntimeError(
+    def _strategy_failure(self, error: Exception) -> EvictionStrategyError:
+        raised_at = extract_tb(error.__traceback__)[-1]
+        reason = str(error)
+        if raised_at.filename != __file__:
+            reason = f'{type(error).__name__}: {error} ({raised_at.filename}, line {raised_at.lineno})'
+        return EvictionStrategyError(
             f"the eviction strategy {type(self.eviction_policy).__name__} of pool '{self.name}' has failed: {reason}"
         )
 

@@ -8,6 +8,7 @@ import sys
 import time
 from functools import cache
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,7 @@ from lzero_kvcache.trace.simulation import Job, jobs_of, run_job, simulate, surv
 from lzero_kvcache.trace.sizes import parse_sizes
 
 INTERRUPTED = 130
+ROOT = Path(__file__).parents[1]
 
 
 def hits_with(pool, requests, future=None):
@@ -254,6 +256,41 @@ def test_a_folder_of_another_kind_is_left_alone(chain, tmp_path, files, words):
     result = simulated(chain, '--strategies', 'lru', '--out', str(tmp_path / 'out'))
     assert result.exit_code == 1 and words in result.output and 'another --out' in result.output
     assert {name: (tmp_path / 'out' / name).read_text() for name in os.listdir(tmp_path / 'out')} == files
+
+
+@pytest.mark.parametrize('strategy, jobs, message', [
+    ('wrong_victim', '2', r'victim\(\) has returned 99: allowed is one of the 2 slots'),
+    ('no_victim', '1', r'ValueError: .*empty.*own_strategies\.py, line \d+\)'),
+], ids=['wrong victim', 'no victim'])
+def test_a_strategy_that_fails_is_a_sentence(chain, strategy, jobs, message, tmp_path):
+    (tmp_path / 'own_strategies.py').write_text(
+        'from lzero_kvcache import EVICTION_REGISTRY\n'
+        'from lzero_kvcache.eviction import FIFOEviction\n'
+        "@EVICTION_REGISTRY.register('wrong_victim')\n"
+        'class WrongVictim(FIFOEviction):\n'
+        '    def victim(self):\n'
+        '        return 99\n'
+        "@EVICTION_REGISTRY.register('no_victim')\n"
+        'class NoVictim(FIFOEviction):\n'
+        '    def victim(self):\n'
+        '        return min([])\n'
+    )
+    completed = subprocess.run(
+        command('simulate', chain, '--import', 'own_strategies', '--strategies', strategy, '--sizes', '25%',
+                '--jobs', jobs),
+        env=dict(ENVIRONMENT, PYTHONPATH=f'{tmp_path}{os.pathsep}{ROOT}'), capture_output=True, text=True,
+    )
+    assert completed.returncode == 1 and 'This has failed' not in completed.stdout
+    assert re.fullmatch(rf"Error: the eviction strategy \w+ of pool 'recur_pool' has failed: {message}.*\n",
+                        completed.stderr)
+
+
+def test_a_module_that_fails_is_a_sentence(chain, tmp_path, monkeypatch):
+    (tmp_path / 'unfinished.py').write_text('class Unfinished(Nothing):\n    pass\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    result = CliRunner().invoke(main, ['simulate', str(chain), '--import', 'unfinished'])
+    assert result.exit_code == 1
+    assert "--import: unfinished cannot be imported (NameError: name 'Nothing' is not defined)" in result.output
 
 
 def test_a_full_disk_leaves_no_halves_and_is_named(chain, tiny_disk):

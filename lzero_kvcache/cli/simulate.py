@@ -2,7 +2,6 @@ from concurrent.futures import BrokenExecutor
 from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Optional
 
 import click
@@ -30,6 +29,7 @@ def simulate(
 
     TRACE is a file that 'lzero-kvcache trace' has written. Nothing in it is executed.
     """
+    from ..eviction import EvictionStrategyError
     from ..files import DiskFullError, disk_full_named
     from ..output import output_to, spinner
 
@@ -37,7 +37,7 @@ def simulate(
     out = out or trace.parent / f'{trace.stem}_simulated'
     refusal, interrupted = None, False
     # What importing a user's module, and with it DI-engine, prints is of no use.
-    with TemporaryDirectory() as folder, output_to(Path(folder) / 'simulation.log') as screen:
+    with output_to() as screen:
         with spinner(screen, f'Reading {trace} ...'):
             from ..trace.choices import chosen_strategies
             from ..trace.folder import check_folder, settings_of
@@ -45,7 +45,7 @@ def simulate(
             from ..trace.sizes import parse_sizes
             try:
                 for module in modules:
-                    import_module(module)
+                    _register_strategies_of(module)
                 shares = parse_sizes(sizes)
                 chosen = chosen_strategies([name.strip() for name in strategies.split(',')])
                 replays = jobs_of(chosen, shares)
@@ -65,7 +65,7 @@ def simulate(
                 _replay(screen, trace, replays, jobs, modules, outcomes)
             except KeyboardInterrupt:
                 interrupted = True
-            except (ValueError, BrokenExecutor) as error:
+            except (ValueError, BrokenExecutor, EvictionStrategyError) as error:
                 refusal = str(error)
         if refusal is None:
             try:
@@ -76,6 +76,15 @@ def simulate(
         raise click.ClickException(refusal)
     if interrupted:
         raise SystemExit(INTERRUPTED)
+
+
+def _register_strategies_of(module: str) -> None:
+    try:
+        import_module(module)
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:
+        raise ImportError(f'{module} cannot be imported ({type(error).__name__}: {error})') from error
 
 
 def _sentence(error: Exception) -> str:

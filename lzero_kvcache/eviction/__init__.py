@@ -1,7 +1,7 @@
 """Eviction strategies: one file per strategy, each by the name that a config uses in ``registered.py``."""
 from typing import TYPE_CHECKING, Any
 
-from .base import EvictionPolicy, Priority
+from .base import EvictionPolicy, EvictionStrategyError, Priority
 from .fifo import FIFOEviction
 from .lfu import LFUEviction
 from .lru import LRUEviction
@@ -21,6 +21,7 @@ __all__ = [
     'EVICTION_REGISTRY',
     'EvictionPolicy',
     'EvictionStrategy',
+    'EvictionStrategyError',
     'Expansion',
     'FIFOEviction',
     'LFUEviction',

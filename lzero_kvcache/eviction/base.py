@@ -8,6 +8,13 @@ from .search_tree import SearchTreeNode
 Priority = Union[float, SearchTreeNode, None]
 
 
+class EvictionStrategyError(RuntimeError):
+    """
+    Overview:
+        A strategy has raised an error, or named a victim that it does not hold, while a pool was using it.
+    """
+
+
 class EvictionPolicy(ABC):
     """
     Overview:
