@@ -15,6 +15,7 @@ from lzero_kvcache.ab.local import LocalBackend
 from lzero_kvcache.ab.machine_limits import least_used, trials_that_fit, visible_gpus
 from lzero_kvcache.ab.series import peak_gpu_memory_mb
 from lzero_kvcache.cli.ab import _backend
+from lzero_kvcache.threads import VARIABLES
 
 
 class Sleep:
@@ -39,6 +40,7 @@ def specs(count: int) -> list:
 @pytest.mark.parametrize('gpus, seen', [(['3', 'GPU-5'], ['3', 'GPU-5', '3']), ([], [None, None, None])])
 def test_gpus_take_turns_and_nothing_runs_on(gpus, seen, tmp_path, monkeypatch):
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    monkeypatch.setenv('MKL_NUM_THREADS', '2')
     events = LocalBackend(3, 1, gpus).run(specs(3), RunFolder(tmp_path / 'out'))
     for _ in range(3):
         assert not next(events).ended
@@ -47,6 +49,7 @@ def test_gpus_take_turns_and_nothing_runs_on(gpus, seen, tmp_path, monkeypatch):
     while len(running) < 3:
         running.update(trial_processes(tmp_path))
     events.close()
+    assert all(trial[name] == '1' for trial in running.values() for name in VARIABLES)
     assert [running[f'trial{number}'].get('CUDA_VISIBLE_DEVICES') for number in range(3)] == seen
     assert trial_processes(tmp_path) == {}
 
@@ -83,7 +86,8 @@ def test_memory_bounds_the_trials_at_a_time_and_says_so(kibibytes, trials, tmp_p
     (tmp_path / 'meminfo').write_text(f'MemTotal: 99999999 kB\nMemAvailable:   {kibibytes} kB\n')
     monkeypatch.setattr(machine_limits, 'MEMORY_FILE', tmp_path / 'meminfo')
     monkeypatch.setattr(machine_limits, 'cores', lambda: 8)
-    monkeypatch.delenv('OMP_NUM_THREADS', raising=False)
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
     assert trials_that_fit() == trials
     assert _backend('local', None, None, None, 0., specs(4)).describe().startswith(
         {1: 'one at a time, 2 threads', 2: '2 at a time, 2 threads', 16: '4 at a time, 2 threads'}[trials]

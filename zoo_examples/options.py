@@ -9,11 +9,53 @@ import click
 from easydict import EasyDict
 
 from lzero_kvcache.config import MODES, ROPE_POSITIONS, KVCacheConfig
+from lzero_kvcache.experiment import check_checkpoint
 from lzero_kvcache.threads import choose_threads
 
 # The folder of each scale's configs.
 SCALES = dict(laptop='configs', research='configs.research')
 RESEARCH_MAX_ENV_STEP = 500_000
+
+
+def checked_checkpoint(context: click.Context, parameter: click.Parameter, path: str) -> str:
+    """
+    Overview:
+        Called by click with the path of a checkpoint.
+    Raises:
+        - click.BadParameter: If the file holds anything but weights. Nothing of it is executed.
+    """
+    try:
+        check_checkpoint(path)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+    return path
+
+
+checkpoint_argument = click.argument(
+    'checkpoint', type=click.Path(exists=True, dir_okay=False), callback=checked_checkpoint
+)
+threads_option = click.option(
+    '--threads', type=click.IntRange(1),
+    help='Threads on the CPU.  [default: 1 for small models, else as PyTorch chooses]'
+)
+
+
+def choose_threads_of(main_config: EasyDict, threads: Optional[int]) -> None:
+    """
+    Overview:
+        Choose how many threads an example computes with, and say so where the user has not.
+    Arguments:
+        - main_config (:obj:`EasyDict`): The config.
+        - threads (:obj:`Optional[int]`): The option.
+    Raises:
+        - click.ClickException: If what the environment says is no number of threads.
+    """
+    try:
+        choice = choose_threads(main_config.policy.model.world_model_cfg, threads)
+    except ValueError as error:
+        raise click.ClickException(str(error)) from error
+    if choice is not None:
+        click.echo(choice)
 
 
 def run_options(config: str, max_env_step: Optional[int] = None) -> Callable:
@@ -37,9 +79,7 @@ def run_options(config: str, max_env_step: Optional[int] = None) -> Callable:
             module = import_module(f'{SCALES[scale]}.{config}')
             main_config = module.main_config
             apply_options(main_config, strategy, recur_pool_size, mode, rope_positions, exp_name)
-            choice = choose_threads(main_config.policy.model.world_model_cfg, threads)
-            if choice is not None:
-                click.echo(choice)
+            choose_threads_of(main_config, threads)
             if 'max_env_step' in options and options['max_env_step'] is None:
                 options['max_env_step'] = max_env_step if scale == 'laptop' else RESEARCH_MAX_ENV_STEP
             command(main_config, module.create_config, main_config.exp_name, **options)
@@ -60,8 +100,7 @@ def run_options(config: str, max_env_step: Optional[int] = None) -> Callable:
                          help="Rotary positions of a search.  [default: the config's]"),
             click.option('--seed', default=0, show_default=True, help='Random seed.'),
             click.option('--exp-name', help="Folder of the run.  [default: the config's, and the time]"),
-            click.option('--threads', type=click.IntRange(1),
-                         help='Threads on the CPU.  [default: 1 for small models, else as PyTorch chooses]'),
+            threads_option,
         ]
         for option in reversed(options):
             with_configs = option(with_configs)

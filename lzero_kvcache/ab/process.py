@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Optional
 
+from ..threads import VARIABLES
 from .trial import DISK_FULL_STATUS
 
 SECONDS_TO_END = 5.
@@ -26,12 +27,13 @@ class TrialProcess:
         self.folder = spec_path.parent
         self.gpu = gpu
         gpus = {} if gpu is None else dict(CUDA_VISIBLE_DEVICES=gpu)
+        of_threads = dict.fromkeys(VARIABLES, str(threads))
         with open(self.folder / 'output.log', 'wb') as log:
             self._process = subprocess.Popen(
                 [sys.executable, '-m', 'lzero_kvcache.ab.trial', '--end-with-stdin', str(spec_path),
                  '--sha256', hashlib.sha256(spec_path.read_bytes()).hexdigest()],
                 stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT,
-                env=dict(os.environ, OMP_NUM_THREADS=str(threads), PYTHONUNBUFFERED='1', **gpus),
+                env=dict(os.environ, PYTHONUNBUFFERED='1', **of_threads, **gpus),
                 # A group of its own: Ctrl-C is for the parent, which then ends the trial with all its processes.
                 start_new_session=True,
             )

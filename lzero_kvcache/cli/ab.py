@@ -133,18 +133,19 @@ def _backend(
         name: str, address: Optional[str], jobs: Optional[int], threads: Optional[int], gpus: float,
         specs: Sequence[Any]
 ) -> Any:
-    import os
-
     from ..ab.local import LocalBackend
     from ..ab.machine_limits import cores, trials_that_fit, visible_gpus
-    from ..threads import is_small
+    from ..threads import is_small, threads_of_environment
 
     wanted = jobs or min(cores(), len(specs))
     if threads is None:
-        given = os.environ.get('OMP_NUM_THREADS')
+        try:
+            given = threads_of_environment()
+        except ValueError as error:
+            raise click.ClickException(str(error)) from error
         small = all(is_small(spec.experiment.main_config.policy.model.world_model_cfg) for spec in specs)
         # Whatever memory is free: trials with different numbers of threads cannot be compared.
-        threads = 1 if address or (small and not given) else max(1, min(cores() // wanted, int(given or cores())))
+        threads = 1 if address or (small and not given) else max(1, min(cores() // wanted, given or cores()))
     if jobs is None:
         jobs = min(wanted, trials_that_fit() or wanted)
         if jobs < wanted and not address:

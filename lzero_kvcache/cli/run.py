@@ -105,12 +105,12 @@ def prepare(
             experiment.model_path = experiment.model_path if checkpoint is None else str(checkpoint)
             if experiment.model_path is not None:
                 check_checkpoint(experiment.model_path)
+            choice = choose_threads(experiment.main_config.policy.model.world_model_cfg, threads)
         except ValueError as error:
             refusal = error
     if refusal is not None:
         raise click.ClickException(str(refusal))
     experiment.seed = experiment.seed if seed is None else seed
-    choice = choose_threads(experiment.main_config.policy.model.world_model_cfg, threads)
     for note in filter(None, (*experiment.notes, choice)):
         click.echo(printable(note))
     return experiment

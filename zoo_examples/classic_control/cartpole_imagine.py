@@ -1,7 +1,6 @@
 from copy import deepcopy
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Optional
 
 import click
 import numpy as np
@@ -15,7 +14,7 @@ from rich.progress import track
 
 from configs.cartpole_unizero_config import create_config, main_config
 from lzero_kvcache.output import output_to
-from lzero_kvcache.threads import choose_threads
+from zoo_examples.options import checkpoint_argument, choose_threads_of, threads_option
 
 # As the release has them, and as in training.
 ROPE_POSITIONS = ('release', 'aligned')
@@ -27,20 +26,21 @@ Rollouts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 @click.command()
-@click.argument('checkpoint', type=click.Path(exists=True, dir_okay=False))
+@checkpoint_argument
 @click.option('--horizon', default=15, show_default=True, type=click.IntRange(1),
               help='Steps to imagine, fewer if no episode has as many.')
 @click.option('--episodes', default=3, show_default=True, type=click.IntRange(1), help='Real episodes to play.')
 @click.option('--seed', default=0, show_default=True, help='Random seed.')
 @click.option('--out', default='data_unizero/cartpole_imagine.png', show_default=True,
               type=click.Path(path_type=Path, dir_okay=False), help='The plot.')
-def main(checkpoint: str, horizon: int, episodes: int, seed: int, out: Path) -> None:
+@threads_option
+def main(
+        checkpoint: str, horizon: int, episodes: int, seed: int, out: Path, threads: Optional[int]
+) -> None:
     """Imagine what a trained CartPole CHECKPOINT's world model expects of real episodes, and plot how far it is off."""
-    choice = choose_threads(main_config.policy.model.world_model_cfg)
+    choose_threads_of(main_config, threads)
     # LightZero prints a lot while the model is built.
-    with TemporaryDirectory() as folder, output_to(Path(folder) / 'imagine.log') as screen:
-        if choice is not None:
-            screen.print(choice, soft_wrap=True)
+    with output_to() as screen:
         policy, env = load(checkpoint, seed)
         played = [play(policy, env) for _ in track(range(episodes), description='episodes', console=screen)]
         env.close()
