@@ -14,16 +14,20 @@ from typing import Any, Callable, ClassVar
 import click
 import numpy as np
 import torch
-from ding.utils import POLICY_REGISTRY
-from lzero import entry
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
-from lzero_kvcache.bench.machine import machine
-from lzero_kvcache.plugin.policies import UniZeroKVCachePolicy
-from lzero_kvcache.progress import run_progress
-from lzero_kvcache.world_model import KVCacheWorldModelMixin
+from lzero_kvcache.output import loading
+from lzero_kvcache.wide_table import WideTable
+
+with loading('LightZero'):
+    from ding.utils import POLICY_REGISTRY
+    from lzero import entry
+
+    from lzero_kvcache.bench.machine import machine
+    from lzero_kvcache.plugin.policies import UniZeroKVCachePolicy
+    from lzero_kvcache.progress import run_progress
+    from lzero_kvcache.world_model import KVCacheWorldModelMixin
 
 # Mode 'legacy' is the release's own code.
 ARMS = {'release': 'legacy', 'plugin': 'managed'}
@@ -132,9 +136,11 @@ def measure(run: str, arm: str, max_env_step: int, out: Path) -> dict:
     return dict(run=run, arm=arm, context_length=window, **roots.summary())
 
 
-def table(results: list) -> Table:
-    view = Table('run', 'arm', 'first steps', 'continuing', 'no history', 'last obs only', 'mean tokens', 'window',
-                 title='contexts at the roots of running episodes', box=None)
+def table(results: list) -> WideTable:
+    view = WideTable(
+        'contexts at the roots of running episodes', ['run', 'arm'],
+        ['first steps', 'continuing', 'no history', 'last obs only', 'mean tokens', 'window'],
+    )
     for row in results:
         view.add_row(
             row['run'], row['arm'], f"{row['first_steps']:,}", f"{row['continuing']:,}",
