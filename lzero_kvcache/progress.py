@@ -16,7 +16,7 @@ SECONDS_BETWEEN_LOOKS = 0.5
 
 
 @contextmanager
-def run_progress(exp_name: str, max_env_step: Optional[int] = None) -> Iterator[None]:
+def run_progress(exp_name: str, max_env_step: Optional[int] = None, counted: str = 'collect') -> Iterator[None]:
     """
     Overview:
         Show the progress of the LightZero entry that runs within the ``with`` block. What it prints and logs goes to
@@ -25,13 +25,15 @@ def run_progress(exp_name: str, max_env_step: Optional[int] = None) -> Iterator[
     Arguments:
         - exp_name (:obj:`str`): The run's folder, which must not exist yet, or LightZero would choose another one.
         - max_env_step (:obj:`Optional[int]`): The environment steps that the run collects, if known.
+        - counted (:obj:`str`): The phase whose environment steps are counted: 'collect', or 'eval' where the entry only
+            evaluates.
     """
     from .plugin.statistics import step_listeners
 
     log_path = Path(f'{exp_name}.log')
     log_path.parent.mkdir(parents=True, exist_ok=True)
     with output_to(log_path) as screen:
-        display = _RunDisplay(screen, max_env_step)
+        display = _RunDisplay(screen, max_env_step, counted)
         step_listeners.append(display.on_step)
         try:
             with display.progress:
@@ -52,7 +54,7 @@ def run_progress(exp_name: str, max_env_step: Optional[int] = None) -> Iterator[
 
 class _RunDisplay:
 
-    def __init__(self, screen: Console, max_env_step: Optional[int]) -> None:
+    def __init__(self, screen: Console, max_env_step: Optional[int], counted: str) -> None:
         self.inference: Any = None
         self.progress = Progress(
             TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TextColumn('environment steps'),
@@ -63,7 +65,10 @@ class _RunDisplay:
         )
         self._drawn_at = 0.
         self._screen = screen
-        self._task = self.progress.add_task('training' if max_env_step else 'run', total=max_env_step, activity='')
+        self._counted = counted
+        self._task = self.progress.add_task(
+            'training' if counted == 'collect' else 'evaluation', total=max_env_step, activity=''
+        )
         self._learner_steps = 0
         self._searches = 0
 
@@ -78,7 +83,7 @@ class _RunDisplay:
         else:
             self._searches += 1
             activity = f'{phase}, search {self._searches}'
-        self.progress.update(self._task, advance=env_num if phase == 'collect' else 0, activity=activity)
+        self.progress.update(self._task, advance=env_num if phase == self._counted else 0, activity=activity)
         if monotonic() - self._drawn_at > SECONDS_BETWEEN_LOOKS:
             self._drawn_at = monotonic()
             self.progress.refresh()
@@ -88,7 +93,7 @@ class _RunDisplay:
 
     @property
     def is_training(self) -> bool:
-        return self.progress.tasks[0].completed > 0
+        return self._counted == 'collect' and self.progress.tasks[0].completed > 0
 
     def summary(self) -> str:
         steps = int(self.progress.tasks[0].completed)

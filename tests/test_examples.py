@@ -4,10 +4,12 @@ import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from training import read_scalars
 
 from lzero_kvcache.ab.machine_limits import cores
@@ -74,10 +76,21 @@ def test_every_other_script_has_help(helps, script):
         assert option in completed.stdout
 
 
+@pytest.mark.parametrize('script', [EVAL, IMAGINE])
+def test_what_is_no_checkpoint_is_a_sentence(script, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path('junk').write_text('no checkpoint')
+    result = CliRunner().invoke(import_module(script).main, ['junk'])
+    assert result.exit_code == 2 and 'no checkpoint of weights alone' in ' '.join(result.output.split())
+    assert [path.name for path in tmp_path.iterdir()] == ['junk']
+
+
 @pytest.mark.parametrize('script', BENCHMARKS)
 def test_every_benchmark_has_help(helps, script):
-    assert helps[script].returncode == 0, helps[script].stderr
-    assert '--out' in helps[script].stdout
+    completed = helps[script]
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stderr == '' and completed.stdout.startswith('Usage: ')
+    assert '--out' in completed.stdout
 
 
 def test_training_evaluating_its_checkpoint_and_imagining(tmp_path):
