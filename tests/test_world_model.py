@@ -282,7 +282,7 @@ def test_environments_that_do_not_exist_are_refused():
 
 
 def test_a_window_that_holds_no_context_is_refused():
-    with pytest.raises(ValueError, match=r'context_length is 2: the cache needs at least 4 tokens'):
+    with pytest.raises(ValueError, match=r'context_length is 2: a search needs at least 4 tokens'):
         build_model(kv_cache=kv_cache(), context_length=2, randomise=False)
 
 
