@@ -53,12 +53,16 @@ def place_of(key: str, is_within: bool = False) -> Optional[str]:
             ``kv_cache_size`` mean the cache, too. Elsewhere other things have names that are alike.
     """
     plain = re.sub('(config|cfg)$', '', _plain(key))
-    near = get_close_matches(plain, map(_plain, PLACES), n=1, cutoff=SIMILARITY if is_within else 1.)
-    if plain.startswith('kv') and get_close_matches(plain, [_plain(KV_CACHE)], cutoff=SIMILARITY) or (
-            is_within and not near and _plain(KV_CACHE) in plain
-    ):
+    if _is_like(plain, KV_CACHE) and (is_within or plain.startswith('kv')):
         return PLACES[KV_CACHE]
-    return next((place for name, place in PLACES.items() if near and _plain(name) == near[0]), None)
+    for name in OLDER_SPELLINGS:
+        if plain == _plain(name) or (is_within and _is_like(plain, name)):
+            return PLACES[name]
+    return PLACES[KV_CACHE] if is_within and _plain(KV_CACHE) in plain else None
+
+
+def _is_like(plain: str, name: str) -> bool:
+    return bool(get_close_matches(plain, [_plain(name)], cutoff=SIMILARITY))
 
 
 def _plain(key: str) -> str:

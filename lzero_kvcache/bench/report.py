@@ -69,7 +69,7 @@ def run_benchmark(names: Sequence[str], settings: Settings, threads: int, out: P
                 progress.console.print()
                 progress.advance(overall)
         busy = busy_sentence(sum(clock.measured for clock in clocks), sum(clock.computed for clock in clocks),
-                             report['load_before'], os.cpu_count())
+                             report['load_before'], report['machine']['cores'])
         screen.print('Medians; ± is half the distance between the quartiles.', *filter(None, [busy]),
                      ', '.join(f'{key}: {value}' for key, value in report['machine'].items()), f'threads: {threads}',
                      f'Written to {out}: {REPORT}, ' + ', '.join(f'{section.name}.png' for section in sections),
