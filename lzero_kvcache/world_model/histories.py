@@ -1,5 +1,4 @@
 """The running episodes of the environments, and the contexts that they make."""
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -13,8 +12,7 @@ from ..store import Context, ContextBatch, TokenStore
 from .cached_model import CachedModel
 from .environment_history import EnvironmentHistory, EpisodeStep
 from .positions import history_positions
-
-logger = logging.getLogger('lzero_kvcache')
+from .warn_once import WarnOnce
 
 
 @dataclass
@@ -92,7 +90,7 @@ class EnvironmentHistories:
         self.last_missing: frozenset[int] = frozenset()
         self.last_begun_anew: frozenset[int] = frozenset()
         self._histories: dict[tuple[str, int], EnvironmentHistory] = {}
-        self._warnings_given: set[str] = set()
+        self._warn_once = WarnOnce()
 
     def of(self, phase: str, env_id: int) -> EnvironmentHistory:
         """
@@ -307,20 +305,15 @@ class EnvironmentHistories:
     def _warn_of_new_episode(self, history: EnvironmentHistory, timestep: int) -> None:
         self._warn_once(
             '%s: timestep %d does not follow timestep %d, so a new episode begins there. Where an episode ends, call '
-            "the policy's reset with the environment's id; let timesteps count one per action, or leave them out. Said "
-            'once.', history.scope, timestep, history.steps[-1].timestep
+            "the policy's reset with the environment's id; let timesteps count one per action, or leave them out.",
+            history.scope, timestep, history.steps[-1].timestep
         )
 
     def _warn_of_cold_start(self, history: EnvironmentHistory) -> None:
         self._warn_once(
             '%s: the episode goes on from an observation that the cache has not seen, so its context begins there. Has '
-            'the tensor of the last observation been written to since? Said once.', history.scope
+            'the tensor of the last observation been written to since?', history.scope
         )
-
-    def _warn_once(self, sentence: str, *values: Any) -> None:
-        if sentence not in self._warnings_given:
-            self._warnings_given.add(sentence)
-            logger.warning(sentence, *values)
 
     def _look_up(self, model: CachedModel, history: EnvironmentHistory, env_id: int) -> Optional[Context]:
         context = self._manager.get_init_cache(env_id, history.key)

@@ -1,5 +1,4 @@
 """Inference over managed contexts: mode 'managed'."""
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -31,9 +30,8 @@ from .precision import at_least_float32
 from .rebuild import ContextRebuilder
 from .scores import Score, scores_of
 from .search_following import SearchFollower
+from .warn_once import WarnOnce
 from .window import ContextWindow
-
-logger = logging.getLogger('lzero_kvcache')
 
 PHASES = ('collect', 'eval')
 
@@ -165,7 +163,7 @@ class ManagedInference:
         self._model: Optional[CachedModel] = None
         self._watch = ModelWatch()
         self._broke_off = False
-        self._warnings_given: set[str] = set()
+        self._warn_once = WarnOnce()
 
     @property
     def rows_begun_anew(self) -> frozenset[int]:
@@ -530,11 +528,6 @@ class ManagedInference:
             self._root_contexts = [self.store.retain(context) for context in contexts]
         if self.observer is not None:
             self.observer.roots(nodes, went_on, predictions)
-
-    def _warn_once(self, sentence: str) -> None:
-        if sentence not in self._warnings_given:
-            self._warnings_given.add(sentence)
-            logger.warning('%s Said once.', sentence)
 
     def _on_host(self, latents: torch.Tensor) -> np.ndarray:
         on_host = _copy_to_host(latents)
