@@ -131,7 +131,11 @@ def test_the_command_writes_a_folder_and_draws_nothing_while_it_measures(tmp_pat
     measure = Workload.nanoseconds
 
     def measured(*arguments):
-        threads.update(type(thread).__name__ for thread in threading.enumerate())
+        # The spinner's thread has been told to end when loading is done, and draws no more, but may not have ended yet.
+        not_told = threading.Event()
+        threads.update(
+            type(thread).__name__ for thread in threading.enumerate() if not getattr(thread, 'done', not_told).is_set()
+        )
         return measure(*arguments)
 
     monkeypatch.setattr(Workload, 'nanoseconds', measured)
