@@ -51,6 +51,8 @@ class KVCacheConfig:
             oldest and correct the positions, as the stock code) or 'rebuild' (encode the remaining tokens again).
         - rope_positions (:obj:`str`): Rotary positions of a search's tokens: 'aligned' (as in training) or 'release'
             (too far from the root, as in the stock code).
+        - compile (:obj:`bool`): Whether the step of a search is compiled, at the first search: on a CPU in about a
+            minute, on a GPU into one graph.
         - enable_stats (:obj:`bool`): Whether hits, misses and evictions are counted.
         - log_interval (:obj:`int`): Searches between two log lines and two TensorBoard points; 0 logs no lines and
             leaves the points that end a collect or eval phase.
@@ -68,6 +70,7 @@ class KVCacheConfig:
     on_miss: str = 'rebuild'
     window: str = 'shift'
     rope_positions: str = 'aligned'
+    compile: bool = False
     enable_stats: bool = True
     log_interval: int = 1000
     validation_tolerance: float = 1e-4
@@ -80,8 +83,10 @@ class KVCacheConfig:
         _check_choice('on_miss', self.on_miss, ON_MISS)
         _check_choice('window', self.window, WINDOWS)
         _check_choice('rope_positions', self.rope_positions, ROPE_POSITIONS)
-        if not isinstance(self.enable_stats, bool):
-            raise ValueError(f'{KEY_PATH}.enable_stats is {self.enable_stats!r}: allowed are True and False')
+        for switch in ('compile', 'enable_stats'):
+            value = getattr(self, switch)
+            if not isinstance(value, bool):
+                raise ValueError(f'{KEY_PATH}.{switch} is {value!r}: allowed are True and False')
         if isinstance(self.log_interval, bool) or not isinstance(self.log_interval, int) or self.log_interval < 0:
             raise ValueError(f'{KEY_PATH}.log_interval is {self.log_interval!r}: allowed is an integer of at least 0 '
                              '(searches; 0 for no log lines)')

@@ -107,10 +107,7 @@ class KVCacheManager:
     def get_init_cache(self, env_id: int, cache_key: Hashable) -> Optional[Any]:
         """
         Overview:
-            Look a root context up.
-        Arguments:
-            - env_id (:obj:`int`): The environment.
-            - cache_key (:obj:`Union[int, str]`): The key.
+            Look a root context of an environment up.
         Returns:
             - kv_cache (:obj:`Optional[Any]`): What was set, or None.
         Raises:
@@ -121,14 +118,7 @@ class KVCacheManager:
     def set_init_cache(self, env_id: int, cache_key: Hashable, kv_cache: Any, priority: Optional[float] = None) -> int:
         """
         Overview:
-            Store a root context.
-        Arguments:
-            - env_id (:obj:`int`): The environment.
-            - cache_key (:obj:`Union[int, str]`): The key.
-            - kv_cache (:obj:`Any`): The value, kept by reference.
-            - priority (:obj:`Optional[float]`): For the strategies that look at it.
-        Returns:
-            - slot (:obj:`int`): The slot in the environment's pool.
+            Store a root context of an environment. Arguments and result as ``KVCachePool.set``.
         Raises:
             - ValueError: If there is no such environment.
         """
@@ -165,14 +155,8 @@ class KVCacheManager:
     def hierarchical_get(self, env_id: int, cache_key: Hashable) -> Optional[Any]:
         """
         Overview:
-            Look a context up, among the environment's root contexts first, then among the search nodes.
-        Arguments:
-            - env_id (:obj:`int`): The environment.
-            - cache_key (:obj:`Union[int, str]`): The key.
-        Returns:
-            - kv_cache (:obj:`Optional[Any]`): What was set, or None.
-        Raises:
-            - ValueError: If there is no such environment.
+            Look a context up, among the environment's root contexts first, then among the search nodes. Result and
+            errors as ``get_init_cache``.
         """
         with self.lock:
             kv_cache = self.get_init_cache(env_id, cache_key)

@@ -11,6 +11,8 @@ from .stats import CacheStats
 
 logger = logging.getLogger('lzero_kvcache')
 
+# What needs no second look, in every simulation; bool is another type.
+KEY_TYPES = (int, str)
 # Of a pool's slots, in an error message.
 SLOTS_SHOWN = 5
 
@@ -92,30 +94,15 @@ class KVCachePool:
             - ValueError: If the key is neither an int nor a string, or the priority is neither a number nor, with a
                 strategy that follows the search, one of its nodes.
         """
-        self._check_entry(cache_key, priority)
-        with self.lock:
-            if not self.is_whole:
-                self._recover()
-            self.is_whole = False
-            try:
-                slot = self._store(cache_key, kv_cache, priority)
-            except Exception as error:
-                raise self._strategy_failure(error) from error
-            if self._leaving:
-                self._release()
-            self.is_whole = True
-        return slot
+        return self.set_many([cache_key], [kv_cache], [priority])[0]
 
     def set_many(
             self, cache_keys: Sequence[Hashable], kv_caches: Sequence[Any], priorities: Sequence[Priority]
-    ) -> None:
+    ) -> list[int]:
         """
         Overview:
-            ``set`` for each key in turn. What leaves is released at once, after the last.
-        Arguments:
-            - cache_keys (:obj:`Sequence[Union[int, str]]`): The keys.
-            - kv_caches (:obj:`Sequence[Any]`): The value of each, kept by reference.
-            - priorities (:obj:`Sequence[Optional[float]]`): As ``set``, one for each.
+            ``set`` for each key in turn, with a value and a priority each. What leaves is released at once, after the
+            last.
         Raises:
             - ValueError: As ``set``, and if the lengths differ; nothing is stored then.
         """
@@ -126,20 +113,22 @@ class KVCachePool:
             )
         for cache_key, priority in zip(cache_keys, priorities):
             # What there is to check nothing of, in every simulation, costs no call.
-            if priority is not None or type(cache_key) is not str:
+            if priority is not None or type(cache_key) not in KEY_TYPES:
                 self._check_entry(cache_key, priority)
         with self.lock:
             if not self.is_whole:
                 self._recover()
             self.is_whole = False
+            slots = []
             try:
                 for cache_key, kv_cache, priority in zip(cache_keys, kv_caches, priorities):
-                    self._store(cache_key, kv_cache, priority)
+                    slots.append(self._store(cache_key, kv_cache, priority))
             except Exception as error:
                 raise self._strategy_failure(error) from error
             if self._leaving:
                 self._release()
             self.is_whole = True
+        return slots
 
     def _store(self, cache_key: Hashable, kv_cache: Any, priority: Priority) -> int:
         slot = self._slot_of_key.get(cache_key)
@@ -168,8 +157,6 @@ class KVCachePool:
         """
         Overview:
             Look ``cache_key`` up. This counts as a query and as a use of the entry.
-        Arguments:
-            - cache_key (:obj:`Union[int, str]`): The key.
         Returns:
             - kv_cache (:obj:`Optional[Any]`): The very object that was set, or None.
         Raises:
@@ -181,15 +168,11 @@ class KVCachePool:
         """
         Overview:
             ``get`` for each key in turn.
-        Arguments:
-            - cache_keys (:obj:`Sequence[Union[int, str]]`): The keys.
-        Returns:
-            - kv_caches (:obj:`List[Optional[Any]]`): What ``get`` returns, one for each.
         Raises:
             - ValueError: As ``get``, before anything is looked up.
         """
         for cache_key in cache_keys:
-            if type(cache_key) is not str:
+            if type(cache_key) not in KEY_TYPES:
                 self._check_key(cache_key)
         with self.lock:
             if not self.is_whole:
@@ -215,29 +198,19 @@ class KVCachePool:
     def peek(self, cache_key: Hashable) -> Optional[Any]:
         """
         Overview:
-            Look ``cache_key`` up without counting a query or a use.
-        Arguments:
-            - cache_key (:obj:`Union[int, str]`): The key.
-        Returns:
-            - kv_cache (:obj:`Optional[Any]`): The very object that was set, or None.
-        Raises:
-            - ValueError: As ``get``.
+            As ``get``, without counting a query or a use.
         """
         self._check_key(cache_key)
         with self.lock:
-            if not self.is_whole:
-                self._recover()
-            slot = self._slot_of_key.get(cache_key)
+            slot = self._whole_index().get(cache_key)
             return None if slot is None else self._value_of_slot[slot]
 
     def resize(self, pool_size: int) -> None:
         """
         Overview:
             Change the number of entries that fit. Shrinking evicts in the strategy's order; what stays keeps its slot.
-        Arguments:
-            - pool_size (:obj:`int`): The new size.
         Raises:
-            - ValueError: If it is below 1.
+            - ValueError: If the new one is below 1.
         """
         self._change(self._fit, check_count(pool_size, f"pool_size of pool '{self.name}'"))
 
@@ -272,9 +245,7 @@ class KVCachePool:
             The keys of all entries, in no particular order.
         """
         with self.lock:
-            if not self.is_whole:
-                self._recover()
-            return iter(list(self._slot_of_key))
+            return iter(list(self._whole_index()))
 
     def values(self) -> list[Any]:
         """
@@ -282,22 +253,16 @@ class KVCachePool:
             The values of all entries, in no particular order.
         """
         with self.lock:
-            if not self.is_whole:
-                self._recover()
-            return list(self._value_of_slot.values())
+            return [self._value_of_slot[slot] for slot in self._whole_index().values()]
 
     def __contains__(self, cache_key: Hashable) -> bool:
         self._check_key(cache_key)
         with self.lock:
-            if not self.is_whole:
-                self._recover()
-            return cache_key in self._slot_of_key
+            return cache_key in self._whole_index()
 
     def __len__(self) -> int:
         with self.lock:
-            if not self.is_whole:
-                self._recover()
-            return len(self._slot_of_key)
+            return len(self._whole_index())
 
     def __repr__(self) -> str:
         return f"KVCachePool(name='{self.name}', entries={len(self)}, pool_size={self.pool_size}, stats={self.stats})"
@@ -316,6 +281,11 @@ class KVCachePool:
                 self._release()
             self.is_whole = True
 
+    def _whole_index(self) -> dict[Hashable, int]:
+        if not self.is_whole:
+            self._recover()
+        return self._slot_of_key
+
     def _recover(self) -> None:
         self._reset_index()
         lost, self._leaving = self._leaving, []
@@ -327,7 +297,7 @@ class KVCachePool:
         logger.warning("An operation of pool '%s' has broken off: the pool has been emptied.", self.name)
 
     def _check_entry(self, cache_key: Hashable, priority: Priority) -> None:
-        if type(cache_key) is not str:
+        if type(cache_key) not in KEY_TYPES:
             self._check_key(cache_key)
         if priority is not None:
             if isinstance(priority, SearchTreeNode):

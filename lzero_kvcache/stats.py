@@ -1,9 +1,23 @@
-from dataclasses import dataclass
-from typing import Optional
+from dataclasses import dataclass, fields
+from typing import Optional, TypeVar
+
+CountsType = TypeVar('CountsType', bound='Counts')
+
+
+class Counts:
+    """Numbers that add up, field by field; for dataclasses."""
+
+    def __add__(self: CountsType, other: CountsType) -> CountsType:
+        names = [each.name for each in fields(self)]
+        return type(self)(**{name: getattr(self, name) + getattr(other, name) for name in names})
+
+    def __sub__(self: CountsType, earlier: CountsType) -> CountsType:
+        names = [each.name for each in fields(self)]
+        return type(self)(**{name: getattr(self, name) - getattr(earlier, name) for name in names})
 
 
 @dataclass(init=False)
-class CacheStats:
+class CacheStats(Counts):
     """
     Overview:
         What a pool has been asked for and what it found.
@@ -73,18 +87,23 @@ class CacheStats:
         self.hits += hits
         self.misses += misses
 
-    def __add__(self, other: 'CacheStats') -> 'CacheStats':
-        return CacheStats(
-            self.hits + other.hits, self.misses + other.misses, self.evictions + other.evictions
-        )
-
-    def __sub__(self, earlier: 'CacheStats') -> 'CacheStats':
-        return CacheStats(
-            self.hits - earlier.hits, self.misses - earlier.misses, self.evictions - earlier.evictions
-        )
-
     def __str__(self) -> str:
         return (
             f'CacheStats(hits={self.hits}, misses={self.misses}, evictions={self.evictions}, '
             f'total_queries={self.total_queries}, hit_rate={self.hit_rate:.2%})'
         )
+
+
+@dataclass
+class RebuildStats(Counts):
+    """
+    Overview:
+        What misses have cost.
+    Arguments:
+        - rebuilds (:obj:`int`): Contexts that were computed again.
+        - tokens (:obj:`int`): Tokens that went through the transformer for them.
+        - restored (:obj:`int`): Contexts that needed no computation, because all their tokens were still in the store.
+    """
+    rebuilds: int = 0
+    tokens: int = 0
+    restored: int = 0

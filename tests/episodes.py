@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from models import observations, random_action
 from oracle import Oracle
-from searches import Expansion, WatchedModel, search
+from searches import Expansion, WatchedModel, search, search_of
+
+from lzero_kvcache.search.search import Search
 
 TOLERANCE = 1e-4
 
@@ -119,13 +121,15 @@ class Episodes:
 
     def _search(self, env_ids: Sequence[int], root: Any, timesteps: Sequence[np.ndarray], num_simulations: int) -> None:
         nodes: list[list[Any]] = [[(self._contexts[env_id].copy(), 0) for env_id in env_ids]]
-        parents = np.zeros(0)
+        parents = torch.zeros(0)
         lost: list[bool] = []
 
-        def foresee(latents: np.ndarray, search_depth: Sequence[int]) -> None:
+        begun = search_of(self.model, root)
+
+        def foresee(numbers: np.ndarray, search_depth: Sequence[int]) -> None:
             nonlocal parents, lost
-            parents = np.array(latents)
-            lost = [self._is_lost(node) for node in self._inference.nodes_of(latents, search_depth)]
+            parents = begun.tensors.latents[numbers].clone()
+            lost = [self._is_lost(begun, number) for number in numbers.tolist()]
 
         def compare(expansion: Expansion, output: Any) -> None:
             children = []
@@ -136,7 +140,7 @@ class Episodes:
                     self.resets += 1
                     context = Oracle(self._world_model)
                     aligned = depth if self._config.rope_positions == 'aligned' else 0
-                    context.add_latent(torch.from_numpy(parents[row]), 2 * (timestep + aligned))
+                    context.add_latent(parents[row], 2 * (timestep + aligned))
                     nodes[parent][row] = (context, depth)
                 context = context.copy()
                 action_position, latent_position = self._positions(timestep, depth, expansion.search_depth[row])
@@ -157,11 +161,11 @@ class Episodes:
         )
         assert len(watched.expansions) == num_simulations
 
-    def _is_lost(self, node: Any) -> bool:
-        manager = self._inference.manager
-        if node.env_id is not None:
-            return node.key not in manager.init_pools[node.env_id]
-        return node.key not in manager.recur_pool and node.key not in manager.wm_pool
+    def _is_lost(self, begun: Search, number: int) -> bool:
+        manager, key = self._inference.manager, begun.first_key + number
+        if number in begun.env_ids:
+            return key not in manager.init_pools[begun.env_ids[number]]
+        return key not in manager.recur_pool and key not in manager.wm_pool
 
     def _positions(self, timestep: int, parent_depth: int, search_depth: int) -> Sequence[int]:
         steps = timestep + (parent_depth if self._config.rope_positions == 'aligned' else search_depth)

@@ -2,16 +2,18 @@
 import gc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Callable
+from typing import Any, Callable, Optional
 
 import numpy as np
 import torch
 from ding.utils import deep_merge_dicts
 from easydict import EasyDict
 from lzero.mcts import SampledUniZeroMCTSCtree, UniZeroMCTSCtree
+from lzero.model.common import MZNetworkOutput
 from lzero.policy.unizero import UniZeroPolicy
 
-from lzero_kvcache.world_model.lineage import SearchNode
+from lzero_kvcache.search.search import Search
+from lzero_kvcache.world_model.search_model import NumberedModel
 
 PREDICTIONS = ('latent_state', 'reward', 'value', 'policy_logits')
 
@@ -28,7 +30,10 @@ class Expansion:
 
 
 class WatchedModel:
-    """Stands between a search and a model, and knows which node each latent state belongs to."""
+    """
+    Stands between a search and a model that is handed latent states, and knows which node each belongs to. ``outputs``
+    are logits.
+    """
 
     def __init__(self, model: torch.nn.Module, root_latents: np.ndarray) -> None:
         self._model = model
@@ -36,7 +41,7 @@ class WatchedModel:
         self.expansions: list[Expansion] = []
         self.outputs: list[Any] = []
         self.watcher: Callable[[Expansion, Any], None] = lambda expansion, output: None
-        self.foreseer: Callable[[np.ndarray, Sequence[int]], None] = lambda latents, search_depth: None
+        self.foreseer: Callable[[np.ndarray, Sequence[int]], None] = lambda nodes, search_depth: None
 
     def eval(self) -> None:
         self._model.eval()
@@ -44,25 +49,77 @@ class WatchedModel:
     def recurrent_inference(self, history: list, simulation_index: int, search_depth: Sequence[int], start_pos: Any):
         latents, actions = history[-1]
         parents = [self._node_of[row][latent.tobytes()] for row, latent in enumerate(latents)]
-        self.foreseer(latents, search_depth)
         output = self._model.recurrent_inference(history, simulation_index, search_depth, start_pos)
         for row, latent in enumerate(output.latent_state.cpu().numpy()):
             assert latent.tobytes() not in self._node_of[row], 'two nodes of one search share a latent state'
             self._node_of[row][latent.tobytes()] = simulation_index + 1
-        self.expansions.append(Expansion(parents, actions.clone(), list(search_depth)))
-        self.outputs.append({name: getattr(output, name).clone() for name in PREDICTIONS})
-        self.watcher(self.expansions[-1], output)
+        self._watch(Expansion(parents, actions.clone(), list(search_depth)), output)
         return output
+
+    def _watch(self, expansion: Expansion, output: Any) -> None:
+        self.expansions.append(expansion)
+        self.outputs.append({name: getattr(output, name).clone() for name in PREDICTIONS})
+        self.watcher(expansion, output)
+
+
+class WatchedNumbers(WatchedModel):
+    """The same between a search and a model that is handed the numbers of nodes."""
+
+    def __init__(self, model: torch.nn.Module, root_latents: np.ndarray, begun: Search) -> None:
+        super().__init__(model, root_latents)
+        self._numbered = NumberedModel(model, model.world_model, begun)
+        self._batch_size = len(root_latents)
+
+    def recurrent_inference(self, history: list, simulation_index: int, search_depth: Sequence[int], start_pos: Any):
+        nodes, actions = history[-1]
+        assert (nodes % self._batch_size == np.arange(self._batch_size)).all()
+        inference = self._model.world_model.kv_cache_inference
+        predicted, expand = [], inference.expand
+
+        def watched_expand(*args: Any) -> Any:
+            outputs, children = expand(*args)
+            predicted.append(outputs)
+            return outputs, children
+
+        self.foreseer(nodes, search_depth)
+        inference.expand = watched_expand
+        try:
+            output = self._numbered.recurrent_inference(history, simulation_index, search_depth, start_pos)
+        finally:
+            del inference.expand
+        assert output.latent_state.tolist() == [
+            self._batch_size * (simulation_index + 1) + row for row in range(self._batch_size)
+        ]
+        self._watch(
+            Expansion((nodes // self._batch_size).tolist(), actions.clone(), list(search_depth)), logits_of(*predicted)
+        )
+        return output
+
+
+def logits_of(outputs: Any) -> MZNetworkOutput:
+    """What the cache predicts for numbers, as a model returns it for latent states."""
+    return MZNetworkOutput(
+        value=outputs.value[:, 0].clone(), reward=outputs.reward[:, 0].clone(),
+        policy_logits=outputs.policy[:, 0].clone(), latent_state=outputs.latents.clone()
+    )
+
+
+def search_of(model: torch.nn.Module, root: Any) -> Optional[Search]:
+    """The managed search that begins at roots that ``model.initial_inference`` has returned; None: a stock model."""
+    inference = getattr(model.world_model, 'kv_cache_inference', None)
+    return inference.search_from(root.latent_state.cpu().numpy()) if hasattr(inference, 'search_from') else None
 
 
 def search(
         model: torch.nn.Module, root: Any, timesteps: Sequence[np.ndarray], num_simulations: int,
         watcher: Callable[[Expansion, Any], None] = lambda expansion, output: None,
-        foreseer: Callable[[np.ndarray, Sequence[int]], None] = lambda latents, search_depth: None
+        foreseer: Callable[[np.ndarray, Sequence[int]], None] = lambda nodes, search_depth: None,
+        by_latents: bool = False
 ) -> WatchedModel:
     """
-    Search from the roots that ``model.initial_inference`` has returned, as a policy does. ``foreseer`` is called before
-    each recurrent inference, ``watcher`` after it.
+    Search from the roots that ``model.initial_inference`` has returned, as a policy does, by numbers of nodes where the
+    model has a managed cache, unless ``by_latents``. ``foreseer`` is called before each recurrent inference by numbers,
+    ``watcher`` after each.
     """
     world_model = model.world_model
     config = deep_merge_dicts(UniZeroPolicy.default_config(), EasyDict(
@@ -72,7 +129,9 @@ def search(
         )
     ))
     batch_size = len(root.latent_state)
-    watched = WatchedModel(model, root.latent_state.cpu().numpy())
+    latents = root.latent_state.cpu().numpy()
+    begun = None if by_latents else search_of(model, root)
+    watched = WatchedModel(model, latents) if begun is None else WatchedNumbers(model, latents, begun)
     watched.watcher, watched.foreseer = watcher, foreseer
     if world_model.continuous_action_space:
         tree = SampledUniZeroMCTSCtree(config)
@@ -84,29 +143,39 @@ def search(
         roots = UniZeroMCTSCtree.roots(batch_size, [list(range(world_model.action_space_size))] * batch_size)
     to_play = [-1] * batch_size
     roots.prepare_no_noise([0.] * batch_size, root.policy_logits.tolist(), to_play)
-    tree.search(roots, watched, root.latent_state.cpu().numpy(), to_play, list(timesteps))
+    handed = latents
+    if begun is not None:
+        handed, tree.inverse_scalar_transform_handle = np.arange(batch_size), lambda scalars: scalars
+    tree.search(roots, watched, handed, to_play, list(timesteps))
     return watched
 
 
 def live_nodes() -> int:
-    """How many nodes the caches of this process keep the lineage of."""
+    """How many nodes the searches of this process keep."""
     gc.collect()
-    return sum(type(thing) is SearchNode for thing in gc.get_objects())
+    return sum(thing.nodes.num_nodes for thing in gc.get_objects() if type(thing) is Search)
 
 
 def replay(
         model: torch.nn.Module, root: Any, timesteps: Sequence[np.ndarray], expansions: Sequence[Expansion],
-        rows: Sequence[int]
+        rows: Sequence[int], by_latents: bool = False
 ) -> list[dict[str, torch.Tensor]]:
     """Expand the same nodes by the same actions through another model, for some rows of the recorded search."""
+    begun = None if by_latents else search_of(model, root)
     latents = [root.latent_state.cpu().numpy()]
     outputs = []
     for index, expansion in enumerate(expansions):
-        parents = np.stack([latents[expansion.parents[row]][i] for i, row in enumerate(rows)])
         actions = expansion.actions[list(rows)].to(root.latent_state.device)
-        output = model.recurrent_inference(
-            [(parents, actions)], index, [expansion.search_depth[row] for row in rows], list(timesteps)
-        )
-        latents.append(output.latent_state.cpu().numpy().copy())
+        search_depth = [expansion.search_depth[row] for row in rows]
+        if begun is not None:
+            nodes = np.array([expansion.parents[row] * len(rows) + place for place, row in enumerate(rows)])
+            predicted, _ = model.world_model.kv_cache_inference.expand(
+                model.world_model, begun, nodes, actions, search_depth, list(timesteps)
+            )
+            output = logits_of(predicted)
+        else:
+            parents = np.stack([latents[expansion.parents[row]][i] for i, row in enumerate(rows)])
+            output = model.recurrent_inference([(parents, actions)], index, search_depth, list(timesteps))
+            latents.append(output.latent_state.cpu().numpy().copy())
         outputs.append({name: getattr(output, name).clone() for name in PREDICTIONS})
     return outputs

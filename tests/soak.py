@@ -18,12 +18,11 @@ from invariants import held_contexts
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from soak_memory import (
+    OF_A_SEARCH,
     QUANTITIES,
     WINDOWS,
     Context,
     Sample,
-    SearchLineage,
-    SearchNode,
     containers_of_the_package,
     items_of_containers,
     objects_of_this_process,
@@ -136,7 +135,7 @@ class Soak:
         now = dict(
             live_tokens=sum(len(each.inference.store) for each in self.worlds),
             entries=sum(len(pool) for each in self.worlds for pool in each.pools()),
-            nodes=sum(len(each.nodes()) for each in self.worlds),
+            nodes=sum(each.num_nodes for each in self.worlds),
         )
         for name, figure in now.items():
             self._most[name] = max(self._most[name], figure)
@@ -170,18 +169,15 @@ class Soak:
 
     def _check_owners(self) -> Counter:
         """
-        Every node, lineage and context that is alive is one of a running search, a pool or an episode. Returns how many
-        objects there are.
+        Every search and every context that is alive is a running search, or one of a running search, a pool or an
+        episode. Returns how many objects there are.
         """
-        nodes, contexts, lineages = set(), set(), 0
+        searches = [world.inference.search for world in self.worlds if world.inference.search is not None]
+        contexts = {id(context) for search in searches for context in search.contexts if context is not None}
         for world in self.worlds:
-            of_search = world.nodes()
-            nodes.update(map(id, of_search))
-            lineages += world.inference._lineage is not None
             contexts.update(id(context) for _, context in held_contexts(world.inference))
-            contexts.update(id(node.context) for node in of_search if node.context is not None)
         alive = objects_of_this_process()
-        for kind, owned in ((SearchNode, len(nodes)), (SearchLineage, lineages), (Context, len(contexts))):
+        for kind, owned in (*((kind, len(searches)) for kind in OF_A_SEARCH), (Context, len(contexts))):
             if alive[kind] - self._others[kind] != owned:
                 raise SoakFailure(
                     f'{alive[kind] - self._others[kind]:,} objects of {kind.__name__} are alive after {self.step:,} '

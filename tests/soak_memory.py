@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from lzero_kvcache.eviction import SearchNodes
+from lzero_kvcache.search.search import Search
 from lzero_kvcache.store import Context
-from lzero_kvcache.world_model.lineage import SearchLineage, SearchNode
+from lzero_kvcache.world_model.forward import SearchTensors
 
-WATCHED_TYPES = (SearchNode, SearchLineage, Context)
+OF_A_SEARCH = (Search, SearchNodes, SearchTensors)
+WATCHED_TYPES = (*OF_A_SEARCH, Context)
 WINDOWS = 5
 
 

@@ -14,7 +14,7 @@ from searches import search
 from test_imagine import begin, check_rollout
 
 from lzero_kvcache import EVICTION_REGISTRY, KVCachePool
-from lzero_kvcache.world_model.lineage import SearchNode
+from lzero_kvcache.world_model.managed import ManagedInference
 
 ENV_NUM = 4
 LARGEST_POOLS = dict(init_pools=4, recur_pool=40, wm_pool=ENV_NUM)
@@ -26,6 +26,7 @@ MOST_SIMULATIONS = 20
 LONGEST_EPISODE = 30
 CHANCE_OF_AN_END = 1 / 12
 CHANCE_OF_A_RESIZE_WITHIN_A_SEARCH = 1 / 30
+CHANCE_OF_LATENTS = 1 / 4
 
 
 class CountingPool(KVCachePool):
@@ -69,31 +70,37 @@ class CountingPool(KVCachePool):
         assert len(self) == counted['new'] - stats.evictions - counted['cleared'], f'{self}: {counted}'
 
 
-class WatchedSteps:
-    """A model that says before each recurrent inference that there is one."""
+class WatchedInference(ManagedInference):
+    """Says before each recurrent inference that there is one."""
 
-    def __init__(self, model: torch.nn.Module, before_step: Callable[[], None]) -> None:
-        self._model = model
-        self._before_step = before_step
+    @classmethod
+    def watch(cls, inference: ManagedInference, before_step: Callable[[], None]) -> None:
+        inference.__class__ = cls
+        inference.before_step = before_step
 
-    def recurrent_inference(self, *arguments: Any) -> Any:
-        self._before_step()
-        return self._model.recurrent_inference(*arguments)
+    def expand(self, *arguments: Any) -> Any:
+        self.before_step()
+        return super().expand(*arguments)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._model, name)
+    def recurrent(self, *arguments: Any) -> Any:
+        self.before_step()
+        return super().recurrent(*arguments)
 
 
 class Player(Episodes):
-    """Episodes whose roots are always compared with the oracle, the nodes of their searches where it is asked for."""
+    """
+    Episodes whose roots are always compared with the oracle, the nodes of their searches where it is asked for; others
+    may go by latent states.
+    """
 
     compares_nodes = True
+    by_latents = False
 
     def _search(self, env_ids: Sequence[int], root: Any, timesteps: Sequence[np.ndarray], num_simulations: int) -> None:
         if self.compares_nodes:
             super()._search(env_ids, root, timesteps, num_simulations)
         else:
-            search(self.model, root, timesteps, num_simulations)
+            search(self.model, root, timesteps, num_simulations, by_latents=self.by_latents)
 
     def length(self, env_id: int) -> int:
         """Steps of an environment's running episode."""
@@ -171,9 +178,10 @@ class World:
         model = build_model(seed=number, kv_cache=kv_cache(**self.settings['cache']), **self.settings['model'])
         if self.settings['model']['tokens_per_block'] == 3:
             two_tokens_per_observation(model)
-        self.model = WatchedSteps(model, self._before_step)
+        self.model = model
         self.world_model = model.world_model
         self.inference = model.world_model.kv_cache_inference
+        WatchedInference.watch(self.inference, self._before_step)
         for pool in self.pools():
             CountingPool.watch(pool)
         self.done: Counter = Counter()
@@ -192,13 +200,14 @@ class World:
     def pools(self) -> list[CountingPool]:
         return [pool for pools in self.inference.manager.pools().values() for pool in pools]
 
-    def nodes(self) -> list[SearchNode]:
+    @property
+    def num_nodes(self) -> int:
         """Those of the running search."""
-        lineage = self.inference._lineage
-        return [] if lineage is None else [node for tree in lineage._trees for node in tree.values()]
+        search = self.inference.search
+        return 0 if search is None else search.nodes.num_nodes
 
     def slab_bytes(self) -> int:
-        slab = self.inference.store._kv
+        slab = self.inference.store.slab._kv
         return 0 if slab is None else slab.nbytes
 
     def players(self) -> list[Player]:
@@ -254,6 +263,7 @@ class World:
         phase = self._rng.choice(['collect', 'collect', 'collect', 'eval'])
         player = self.phases[phase]
         player.compares_nodes = self._rng.random() < self._compares_nodes
+        player.by_latents = self._rng.random() < CHANCE_OF_LATENTS
         return player
 
     def _step(self) -> None:

@@ -2,16 +2,24 @@
 import logging
 import platform
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from lzero.model.unizero_world_models.slicer import Head
 from lzero.model.unizero_world_models.transformer import Block
-from models import build_model, kv_cache
+from lzero.policy.scaling_transform import InverseScalarTransform
+from models import build_model, kv_cache, random_action
 from test_world_model import TINY_POOLS, play_irregularly
 from torch import nn
+from torch.profiler import ProfilerActivity, profile
 
+from lzero_kvcache.bench.launches import launches
+from lzero_kvcache.store import TokenStore
+from lzero_kvcache.store.slab import TokenShape, TokenSlab
 from lzero_kvcache.world_model import blocks, linear
+from lzero_kvcache.world_model.cached_model import CachedModel
+from lzero_kvcache.world_model.positions import rotations
 
 X86 = platform.machine() in ('x86_64', 'AMD64')
 
@@ -31,8 +39,8 @@ def test_packed_products(packed_linear, gelu):
     packed, without_bias = packed_linear(weight, bias, gelu), packed_linear(weight, None, gelu)
     # Batches of one size, of another, of one token each and of several, and the first size again.
     for rows, tokens in [(8, 1)] * 6 + [(3, 1), (8, 2), (3, 1)] + [(3, 1)] * 5 + [(8, 1)] * 6:
-        wider = torch.randn(rows, tokens, 300, generator=generator)
-        for x in (wider[..., :256].contiguous(), wider[..., :256]):
+        wider = torch.randn(rows * tokens, 300, generator=generator)
+        for x in (wider[:, :256].contiguous(), wider[:, :256]):
             for function, of_bias in ((packed, bias), (without_bias, None)):
                 expected = F.linear(x, weight, of_bias)
                 expected = expected if gelu is None else F.gelu(expected, approximate=gelu)
@@ -146,3 +154,88 @@ def test_a_transformer_with_a_forward_of_its_own_is_refused():
     add_hook(model.world_model.transformer)
     with pytest.raises(ValueError, match="transformer .* has hooks or a forward of its own.*kv_cache.mode='legacy'"):
         play_irregularly(model)
+
+
+@pytest.fixture
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
+def filled_store(model, lengths, generator):
+    """A store with one context of each length, and the model's step over it."""
+    world_model = model.world_model
+    cached = CachedModel(world_model, world_model.config.max_tokens, move_tokens=True)
+    block = world_model.transformer.blocks[0]
+    heads = block.attn.num_heads
+    shape = TokenShape(len(world_model.transformer.blocks), heads, world_model.config.embed_dim // heads)
+    store = TokenStore(TokenSlab(shape), limit=cached.num_places, kept=cached.num_places - 2)
+    contexts = []
+    for length in lengths:
+        tokens = torch.randn(1, length, world_model.config.embed_dim, generator=generator)
+        with store.gather([None], length, cached) as batch:
+            cached.append(batch, tokens.to(cached.like), np.arange(length)[None] if cached.uses_rotary else None)
+            contexts += store.add(batch, cached)
+    return cached, store, contexts
+
+
+def step_inputs(cached, contexts, new, positions):
+    """What ``step`` takes beside slab and actions."""
+    lengths = [len(context) for context in contexts]
+    index = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
+    for row, context in enumerate(contexts):
+        index[row, :lengths[row]] = context.table
+    mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
+    places = torch.from_numpy(np.array(lengths)[:, None] + np.arange(new.shape[1]))
+    rotation = None
+    if cached.uses_rotary:
+        places, rotation = None, torch.from_numpy(rotations(positions, cached._frequencies))[:, :, None, None]
+    mask = None if mask.all() else torch.from_numpy(mask)[:, None, None]
+    inputs = torch.from_numpy(index), torch.from_numpy(new), mask, places, rotation
+    return tuple(None if each is None else each.to(cached.like.device) for each in inputs)
+
+
+STEP_MODELS = {
+    'learned positions': {}, 'rotary positions': dict(rotary=True), 'continuous actions': dict(actions='continuous'),
+    'two tokens': dict(tokens_per_block=3), 'two tokens, rotary': dict(tokens_per_block=3, rotary=True),
+    'gates': dict(gru_gating=True), 'wide': dict(embed_dim=256), 'one bin': dict(support_size=1),
+}
+
+
+@pytest.mark.parametrize('lengths', [[5, 3, 8, 1], [4, 4, 4]], ids=['ragged', 'equal'])
+@pytest.mark.parametrize('config', STEP_MODELS.values(), ids=STEP_MODELS)
+def test_a_step_predicts_what_tokens_appended_one_by_one_do(no_gradients, config, lengths):
+    generator = torch.Generator().manual_seed(0)
+    model = build_model(kv_cache=kv_cache(), **config)
+    cached, store, contexts = filled_store(model, lengths, generator)
+    actions = torch.from_numpy(np.array([random_action(model, generator) for _ in lengths]))
+    steps = 1 + cached.num_observations_tokens
+    positions = np.array(lengths)[:, None] + np.arange(steps)
+    slab = store.slab.tensor(store.size, cached.like).clone()
+    with store.gather(contexts, steps, cached) as batch:
+        hidden = cached.append(batch, cached.embed_actions(actions), positions[:, :1])
+        expected = cached.predict_from_action(batch, hidden, positions)
+        new = np.stack([context.table[-steps:] for context in store.add(batch, cached)])
+    index, new, *others = step_inputs(cached, contexts, new, positions)
+    outputs = cached.step(slab, index, new, actions, *others)
+    for name, tensor in expected._asdict().items():
+        torch.testing.assert_close(getattr(outputs, name), tensor, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(slab, store.slab.tensor(store.size, cached.like), atol=1e-5, rtol=1e-5)
+    assert not slab[0].any()
+    bins = [expected.reward[:, 0], expected.value[:, 0]]
+    if model.world_model.support_size > 1:
+        support = InverseScalarTransform(50).value_support
+        bins = [torch.softmax(logits, 1).mul(support).sum(1, keepdim=True) for logits in bins]
+    torch.testing.assert_close(outputs.host, torch.cat([*bins, expected.policy.flatten(1)], 1), atol=1e-4, rtol=1e-5)
+
+
+def test_a_step_starts_few_kernels(no_gradients):
+    generator = torch.Generator().manual_seed(0)
+    cached, store, contexts = filled_store(build_model(kv_cache=kv_cache()), [6] * 8, generator)
+    inputs = step_inputs(cached, contexts, store.reserve(16).reshape(8, 2), None)
+    actions, slab = torch.zeros(8, dtype=torch.int64), store.slab.tensor(store.size, cached.like)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        cached.step(slab, *inputs[:2], actions, *inputs[2:])
+    events = [event for event in profiler.events() if event.cpu_parent is None]
+    # A GPU computes GELU together with the product before it.
+    assert sum(launches(event) for event in events if event.name != 'aten::gelu') <= 58

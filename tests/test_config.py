@@ -27,7 +27,8 @@ WRONG = [
     *[(dict(rope_positions=given), '.rope_positions', given, 'allowed are aligned, release')
       for given in ('alined', None, True, 1)],
     (dict(rope_positions='alined'), '.rope_positions', 'alined', "did you mean 'aligned'?"),
-    *[(dict(enable_stats=given), '.enable_stats', given, 'allowed are True and False') for given in NO_SWITCH],
+    *[({switch: given}, f'.{switch}', given, 'allowed are True and False')
+      for switch in ('compile', 'enable_stats') for given in NO_SWITCH],
     *[(dict(log_interval=given), '.log_interval', given, 'allowed is an integer of at least 0')
       for given in (-1, 2.5, True, '10', None)],
     *[(dict(memory_budget_mb=given), '.memory_budget_mb', given, 'allowed is a number above 0 .MiB., or None')
@@ -88,8 +89,8 @@ def test_defaults():
     pool = dict(size=None, strategy=None)
     assert KVCacheConfig().to_dict() == dict(
         mode='managed', strategy='fifo', init_pool=pool, recur_pool=pool, wm_pool=pool, memory_budget_mb=None,
-        on_miss='rebuild', window='shift', rope_positions='aligned', enable_stats=True, log_interval=1000,
-        validation_tolerance=1e-4,
+        on_miss='rebuild', window='shift', rope_positions='aligned', compile=False, enable_stats=True,
+        log_interval=1000, validation_tolerance=1e-4,
     )
     assert KVCacheConfig.from_dict({}) == KVCacheConfig()
 

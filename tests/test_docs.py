@@ -339,7 +339,7 @@ def test_the_statistic_of_ones_own_is_in_tensorboard(with_snippets):
 def test_the_statistic_in_the_package_goes_all_the_way(with_snippets):
     """The diffs of the guide on a copy of the package: summary, table, TensorBoard, CSV files and report."""
     shutil.copytree(ROOT / 'lzero_kvcache', with_snippets / 'lzero_kvcache', ignore=shutil.ignore_patterns('*.pyc'))
-    assert apply_diffs('adding_a_statistic.md', with_snippets) == 18
+    assert apply_diffs('adding_a_statistic.md', with_snippets) == 16
     run(with_snippets, 'script.py')
     arms = "\narms = dict(lru=dict(kv_cache=dict(strategy='lru', log_interval=1)))\nseeds = [0]\nmax_env_step = 40\n"
     (with_snippets / 'ab_small.py').write_text(SMALL + arms)

@@ -14,8 +14,10 @@ from training import TINY_POOLS
 
 import lzero_kvcache
 from lzero_kvcache import EVICTION_REGISTRY, EvictionPolicy, KVCachePool
+from lzero_kvcache.search.search import Search
 from lzero_kvcache.store import TokenStore
 from lzero_kvcache.world_model.cached_model import CachedModel
+from lzero_kvcache.world_model.forward import Forward, SearchTensors
 
 PACKAGE = str(Path(lzero_kvcache.__file__).parent)
 ENV_IDS = [0, 1, 2, 3]
@@ -224,14 +226,27 @@ def test_a_search_goes_on_after_an_inference_that_broke_off(monkeypatch):
     root = episodes.step(ENV_IDS, 0)
     node, imagined = expand(model, root.latent_state), world_model.imagine(root.latent_state, horizon=3)
     with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='no luck'):
-        patch.setattr(CachedModel, 'append', lambda *_: (_ for _ in ()).throw(RuntimeError('no luck')))
+        patch.setattr(Forward, 'step', lambda *_: (_ for _ in ()).throw(RuntimeError('no luck')))
         expand(model, node.latent_state)
-    check_store(world_model.kv_cache_inference)
     again = world_model.imagine(root.latent_state, horizon=3)
     torch.testing.assert_close(again.values, imagined.values)
     torch.testing.assert_close(expand(model, root.latent_state).value, node.value)
     expand(model, node.latent_state)
     check_store(world_model.kv_cache_inference)
+
+
+def test_nodes_with_one_latent_state_stay_apart_after_an_inference_that_broke_off(monkeypatch):
+    model = build_model(kv_cache=kv_cache(strategy='lru'), context_length=20)
+    root = Episodes(model).step(ENV_IDS, 0)
+    node = expand(model, root.latent_state)
+    again = expand(model, root.latent_state)
+    assert not torch.equal(node.latent_state, again.latent_state)
+    children = expand(model, node.latent_state), expand(model, again.latent_state)
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match='no luck'):
+        patch.setattr(Forward, 'step', lambda *_: (_ for _ in ()).throw(RuntimeError('no luck')))
+        expand(model, root.latent_state)
+    for parent, child in zip((node, again), children):
+        torch.testing.assert_close(expand(model, parent.latent_state).value, child.value)
 
 
 def test_latent_states_of_another_precision_are_those_nodes():
@@ -267,12 +282,12 @@ def test_mode_validate_refuses_wrong_batches_before_anything_changes(arguments, 
     current = observations(model, 4, torch.Generator().manual_seed(0))
     root = model.initial_inference(current, [-1] * 4, current, [0] * 4)
     num_actions, search_depth = arguments
-    lineage = model.world_model.kv_cache_inference.managed._lineage
-    nodes = [len(tree) for tree in lineage._trees]
+    nodes = model.world_model.kv_cache_inference.managed.search.nodes
+    num_nodes = nodes.num_nodes
     with pytest.raises(ValueError, match=message):
         actions = torch.zeros(num_actions, dtype=torch.long)
         model.recurrent_inference([(root.latent_state.numpy() + 1, actions)], 0, search_depth, [0] * 4)
-    assert [len(tree) for tree in lineage._trees] == nodes
+    assert nodes.num_nodes == num_nodes
     expand(model, root.latent_state)
     assert model.world_model.kv_cache_inference.report.agreed > 0
 
@@ -316,12 +331,13 @@ def test_real_memory_that_is_not_there():
     model = build_model(kv_cache=kv_cache(strategy='lru'))
     store = model.world_model.kv_cache_inference.store
     with pytest.raises(RuntimeError, match='cannot grow to 1000000000000 tokens'):
-        store._grow(10 ** 12, torch.zeros(1))
+        store.slab.tensor(10 ** 12, torch.zeros(1))
     Episodes(model).step(ENV_IDS, 4)
 
 
 @pytest.mark.parametrize('owner, name', [
-    (TokenStore, 'add'), (TokenStore, 'release'), (TokenStore, '_reserve'), (CachedModel, 'append'),
+    (TokenStore, 'add'), (TokenStore, 'extend'), (TokenStore, 'release'), (TokenStore, 'reserve'),
+    (CachedModel, 'append'), (Forward, 'step'), (Search, 'add'), (SearchTensors, 'add'),
     (KVCachePool, '_evict'), (KVCachePool, 'set_many'), (KVCachePool, 'clear'),
 ])
 @pytest.mark.parametrize('call', [1, 2, 3, 5, 8, 13])

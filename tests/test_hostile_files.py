@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from test_report import Page, write_run, write_trial
-from test_trace_files import FACTS, block_of, file_of, one_root, write
+from test_trace_files import COLLECT, FACTS, block_of, file_of, one_root, write
 from test_trace_simulation import CARTPOLE, results_of, searches_of
 
 from lzero_kvcache.ab import trial as trial_module
@@ -39,6 +39,7 @@ from lzero_kvcache.report import write_report
 from lzero_kvcache.report.__main__ import main as report
 from lzero_kvcache.report.curves import cache_memory, hit_rate, learning_curve, throughput
 from lzero_kvcache.report.folder import Trial, read_run
+from lzero_kvcache.search.episode import NO_EPISODE
 from lzero_kvcache.trace import BELADY, Choice, Replay, TraceReader
 from lzero_kvcache.trace.folder import check_folder, settings_of
 from lzero_kvcache.trace.format import (
@@ -48,13 +49,11 @@ from lzero_kvcache.trace.format import (
     HEADER_BYTES,
     MAGIC,
     MANAGER,
-    ROOTS,
-    SEARCH,
+    ROOT_TYPE,
     STRAYS,
     ManagerFacts,
     node_type,
     pack_block,
-    root_type,
 )
 from lzero_kvcache.trace.limits import MOST_BYTES_OF_REPLAY, bytes_of_node
 from lzero_kvcache.trace.plot import plot_results
@@ -108,7 +107,7 @@ def blocks_of(content):
     """Kind, manager and payload of each block of a sound trace."""
     place = len(MAGIC)
     while place < len(content):
-        kind, manager, _, packed, *_ = BLOCK.unpack_from(content, place)
+        kind, manager, packed, _ = BLOCK.unpack_from(content, place)
         place += HEADER_BYTES + packed
         yield kind, manager, zlib.decompress(content[place - packed:place])
 
@@ -175,25 +174,28 @@ def test_a_real_trace_with_false_numbers_is_refused_or_replayed(tmp_path_factory
             replay.run(search)
 
 
+def search_of(parents, events, *blocks, **facts):
+    """A file of one search below one root, and what follows."""
+    nodes = np.zeros(1 + len(parents), dtype=node_type(3))
+    nodes['parents'] = [-1, *parents]
+    return file_of(block_of([(COLLECT, 1), *events], one_root(), nodes), *blocks, facts=dict(FACTS, **facts))
+
+
 def chain(length, **facts):
     """A search whose every node goes on from the one before: the contexts are as long as the window lets them be."""
-    nodes = np.zeros(length, dtype=node_type(3))
-    nodes['parent'] = np.arange(length)
-    block = block_of([(SEARCH, 0, 0), (ROOTS, 0, 1), *[(EXPANSION, 0, 1)] * length], one_root(), nodes)
-    return file_of(block, facts=dict(FACTS, **facts))
+    return search_of(range(length), [(EXPANSION, 1)] * length, **facts)
 
 
 def family(children):
     """A search all of whose nodes have one parent, which 'tree' would compare with each other."""
-    nodes = np.zeros(children, dtype=node_type(3))
-    block = block_of([(SEARCH, 0, 0), (ROOTS, 0, 1), (EXPANSION, 0, children)], one_root(), nodes)
-    return file_of(block, block_of([(SEARCH, 0, 0)]))
+    return search_of([0] * children, [(EXPANSION, children)], block_of([(COLLECT, 0)]))
 
 
 def lasting_roots(searches, rows):
     """Roots that no init pool would ever evict."""
-    roots = np.zeros(rows, dtype=root_type(3))
-    block = block_of([(SEARCH, 0, 0), (ROOTS, 0, rows)], roots)
+    nodes = np.zeros(rows, dtype=node_type(3))
+    nodes['parents'] = -1
+    block = block_of([(COLLECT, rows)], np.zeros(rows, dtype=ROOT_TYPE), nodes)
     return file_of(*[block] * searches, facts=dict(FACTS, init_size=2 ** 31, context_length=2 ** 15))
 
 
@@ -236,7 +238,7 @@ def test_a_replay_takes_no_more_than_it_is_reckoned_to(tmp_path):
 
 
 def test_a_block_of_nothing_but_searches_is_read_one_by_one(tmp_path):
-    (tmp_path / 'trace').write_bytes(file_of(block_of([(SEARCH, 0, 0)] * 10_000)))
+    (tmp_path / 'trace').write_bytes(file_of(block_of([(COLLECT, 0)] * 10_000)))
     with memory_below(2 ** 20):
         assert sum(1 for _ in TraceReader(tmp_path / 'trace').searches()) == 10_000
 
@@ -251,9 +253,9 @@ def test_the_strategy_that_a_trace_names_is_never_looked_up(tmp_path):
 
 
 def test_a_search_of_strays_alone_is_simulated(tmp_path):
-    nodes = np.zeros(3, dtype=node_type(3))
-    nodes['parent'] = -1
-    (tmp_path / 'trace').write_bytes(file_of(block_of([(SEARCH, 0, 0), (STRAYS, 0, 3)], nodes=nodes)))
+    roots, nodes = np.zeros(3, dtype=ROOT_TYPE), np.zeros(3, dtype=node_type(3))
+    roots['env_id'], roots['beginning'], nodes['parents'] = -1, NO_EPISODE, -1
+    (tmp_path / 'trace').write_bytes(file_of(block_of([(COLLECT, 0), (STRAYS, 3)], roots, nodes)))
     result = CliRunner().invoke(main, ['simulate', str(tmp_path / 'trace'), '--jobs', '1', '--sizes', '50%'])
     assert result.exit_code == 0
     assert 'any size and strategy will do' in (tmp_path / 'trace_simulated/recommendation.txt').read_text()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lzero_kvcache import EVICTION_REGISTRY, CacheStats, EvictionStrategy, KVCachePool
-from lzero_kvcache.eviction.search_tree import SearchTree, SearchTreeNode
+from lzero_kvcache.eviction import SearchNodes, SearchTree, SearchTreeNode
 
 STRATEGIES = sorted(EVICTION_REGISTRY)
 
@@ -171,7 +171,9 @@ def test_bad_priority_is_refused(priority, keys_values):
 
 @pytest.mark.parametrize('strategy', STRATEGIES)
 def test_a_node_of_a_search_is_a_priority_for_strategies_that_follow_it(strategy, keys_values):
-    node = SearchTreeNode(SearchTree(1, lambda: np.full((1, 2), 0.5)), 0)
+    nodes = SearchNodes(2)
+    nodes.add_roots(None, np.zeros((1, 2)))
+    node = SearchTreeNode(SearchTree(nodes), 0)
     pool = KVCachePool(2, strategy, name='recur')
     if pool.eviction_policy.follows_search:
         pool.set('a', keys_values(0.), node)

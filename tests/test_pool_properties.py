@@ -19,7 +19,7 @@ from hypothesis.stateful import (
 from invariants import check_pool
 
 from lzero_kvcache import EVICTION_REGISTRY, CacheStats, KVCachePool
-from lzero_kvcache.eviction import Expansion, SearchTree, SearchTreeNode
+from lzero_kvcache.eviction import SearchNodes, SearchTree, SearchTreeNode
 
 VICTIM_ORDER = {
     'fifo': lambda entry: entry['inserted'],
@@ -95,16 +95,6 @@ class Released:
 
     def __call__(self, values):
         self.values.extend(values)
-
-
-class Known:
-    """A function that returns what is known."""
-
-    def __init__(self, known):
-        self.known = known
-
-    def __call__(self):
-        return self.known
 
 
 class PoolMachine(RuleBasedStateMachine):
@@ -246,8 +236,9 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(seed=st.integers(0, 2 ** 16))
     def begin_a_search(self, seed):
         self.generator = np.random.default_rng(seed)
-        priors = self.generator.dirichlet(np.ones(NUM_ACTIONS), NUM_ROOTS)
-        self.tree = SearchTree(NUM_ROOTS, Known(priors))
+        nodes = SearchNodes(NUM_ACTIONS)
+        nodes.add_roots(None, self.generator.normal(size=(NUM_ROOTS, NUM_ACTIONS)))
+        self.tree = SearchTree(nodes)
         self.untried = {(node, action) for node in range(NUM_ROOTS) for action in range(NUM_ACTIONS)}
         self.root_of = {node: node for node in range(NUM_ROOTS)}
 
@@ -261,11 +252,12 @@ class PoolMachine(RuleBasedStateMachine):
         ]
         self.untried -= set(chosen)
         generator = self.generator
-        expansion = Expansion(
-            np.array([action for _, action in chosen]), *generator.normal(size=(2, NUM_ROOTS)),
-            generator.dirichlet(np.ones(NUM_ACTIONS), NUM_ROOTS)
+        parents, actions = zip(*chosen)
+        new = self.tree.nodes.add(
+            np.array(parents), np.array(actions), *generator.normal(size=(2, NUM_ROOTS)),
+            generator.normal(size=(NUM_ROOTS, NUM_ACTIONS))
         )
-        for root, node in enumerate(self.tree.expand([node for node, _ in chosen], Known(expansion))):
+        for root, node in enumerate(new.tolist()):
             self.root_of[node] = root
             self.untried |= {(node, action) for action in range(NUM_ACTIONS)}
 

@@ -7,7 +7,7 @@ from oracle import Oracle
 from searches import live_nodes, search
 
 from lzero_kvcache.budget import MIB
-from lzero_kvcache.world_model import rebuild
+from lzero_kvcache.search import rebuild
 from lzero_kvcache.world_model.cached_model import CachedModel
 
 UNROLL_STEPS = 5

@@ -13,8 +13,9 @@ def evict_deep_nodes(depth, reward, policy, value):
     return [-10. * level for level in depth]
 
 
-def depths_in(pool):
-    return sorted(int(key.split('/')[-2]) for key in pool.keys())
+def depths_in(model, pool):
+    search = model.world_model.kv_cache_inference.search
+    return sorted(int(search.nodes.depths[key - search.first_key]) for key in pool.keys())
 
 
 @pytest.mark.parametrize('score', ['search_depth', f'{__name__}.evict_deep_nodes'])
@@ -25,14 +26,14 @@ def test_shallow_nodes_survive(score):
     inference = model.world_model.kv_cache_inference
     add_nodes = inference._add_nodes
 
-    def watch(parents, *arguments):
-        seen.extend(parent.depth + 1 for parent in parents)
-        return add_nodes(parents, *arguments)
+    def watch(running, parents, *arguments):
+        seen.extend((running.nodes.depths[parents] + 1).tolist())
+        return add_nodes(running, parents, *arguments)
 
     inference._add_nodes = watch
     Episodes(model).step([0], 30)
     # The newest entry stays whatever its depth; all others are the shallowest that the search has met.
-    kept = depths_in(model.world_model.kv_cache_manager.recur_pool)
+    kept = depths_in(model, model.world_model.kv_cache_manager.recur_pool)
     assert max(seen) > max(kept[:-1])
     assert kept[:5] == sorted(seen)[:5]
 
@@ -74,7 +75,20 @@ def test_every_pool_has_its_own_score():
     assert ranks['init_pools'] == [101.0]
     # Two nodes' rewards may be equal by chance.
     assert len(ranks['recur_pool']) == 20 and len(set(ranks['recur_pool'])) > 15
-    assert sorted(ranks['wm_pool']) == sorted(-float(key.split('/')[-2]) for key in manager.wm_pool.keys())
+    assert sorted(-rank for rank in ranks['wm_pool']) == depths_in(model, manager.wm_pool)
+
+
+@pytest.mark.parametrize('init_strategy', ['lru', dict(type='priority', score='predicted_value')], ids=str)
+def test_only_the_recur_pool_is_told_of_the_search(init_strategy):
+    cache = kv_cache(
+        strategy='lru', init_pool=dict(size=2, strategy=init_strategy), recur_pool=dict(size=4, strategy='tree')
+    )
+    model = build_model(kv_cache=cache, context_length=20)
+    episodes = Episodes(model)
+    for _ in range(4):
+        episodes.step([0, 1], 6)
+    totals = model.world_model.kv_cache_manager.total_stats()
+    assert totals['init_pools'].evictions and totals['recur_pool'].evictions
 
 
 def count_rewards(depth, reward, policy, value):

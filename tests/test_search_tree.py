@@ -12,10 +12,9 @@ from models import build_model, kv_cache, observations
 from searches import search
 
 from lzero_kvcache import KVCachePool
-from lzero_kvcache.eviction import Expansion, SearchTree, SearchTreeNode
+from lzero_kvcache.eviction import SearchNodes, SearchTree, SearchTreeNode
 from lzero_kvcache.eviction.recompute_costs import OF_MISSING, RecomputeCosts
 from lzero_kvcache.eviction.tree import TreeEviction
-from lzero_kvcache.world_model.cached_model import Predictions
 
 NUM_SIMULATIONS = 40
 
@@ -28,12 +27,12 @@ def watch_search(model, num_simulations=NUM_SIMULATIONS):
     root = model.initial_inference(torch.zeros_like(current), [-1] * 3, current, timesteps)
     ranks = []
 
-    def foresee(latents, search_depth):
-        nodes = inference.nodes_of(np.asarray(latents), search_depth)
-        waits = nodes[0].in_tree.tree.waits()
-        trees = nodes[0].in_tree.tree._trees[:len(waits)]
-        for row, node in enumerate(nodes):
-            ranks.append(int((waits[trees == row] < waits[node.in_tree.number]).sum()))
+    def foresee(numbers, search_depth):
+        tree = inference.search.tree
+        waits = tree.waits()
+        trees = tree.nodes.trees[:len(waits)]
+        for row, number in enumerate(numbers):
+            ranks.append(int((waits[trees == row] < waits[number]).sum()))
 
     search(model, root, timesteps, num_simulations, foreseer=foresee)
     return ranks
@@ -52,23 +51,36 @@ def test_sampled_actions_are_foreseen_roughly():
     assert np.mean([rank <= 2 for rank in ranks]) > 0.7
 
 
+def begin(policies, tree_class=SearchTree):
+    """A search tree of roots with these policy logits."""
+    nodes = SearchNodes(policies.shape[1])
+    nodes.add_roots(np.zeros(len(policies)), policies)
+    return tree_class(nodes)
+
+
+def scaled(number):
+    """A reward or value as models predict it."""
+    return np.sign(number) * (np.sqrt(np.abs(number) + 1) - 1) + 0.001 * number
+
+
+def expand(tree, parent, action, value, policy, reward=0.):
+    """A new node."""
+    (child, ) = tree.nodes.add(np.array([parent]), np.array([action]), scaled(reward), scaled(value), policy[None])
+    return int(child)
+
+
 def tree_of(steps, num_roots, num_actions):
     """A tree grown by arbitrary expansions: each step names a node that still has an untried action."""
     generator = np.random.default_rng(0)
-
-    def priors(count):
-        return generator.dirichlet(np.ones(num_actions), count)
-
-    tree = SearchTree(num_roots, lambda: priors(num_roots))
+    tree = begin(np.log(generator.dirichlet(np.ones(num_actions), num_roots)))
     tried = {node: 0 for node in range(num_roots)}
     parents_of = {}
     for step in steps:
         open_nodes = [node for node in tried if tried[node] < num_actions]
         parent = open_nodes[step % len(open_nodes)]
-        expansion = Expansion(
-            np.array([tried[parent]]), generator.normal(size=1), generator.normal(size=1), priors(1)
-        )
-        (child, ) = tree.expand([parent], lambda expansion=expansion: expansion)
+        reward, value = generator.normal(size=2)
+        policy = np.log(generator.dirichlet(np.ones(num_actions)))
+        child = expand(tree, parent, tried[parent], value, policy, reward)
         tried[parent] += 1
         tried[child] = 0
         parents_of[child] = parent
@@ -90,12 +102,6 @@ def test_waits(steps, num_roots, num_actions):
     for root in range(num_roots):
         # A way down by the best choices ends at a node that is expanded next.
         assert min(waits[node] for node in tried if root_of(node) == root) == 0
-
-
-def expand(tree, parent, action, value, priors):
-    """A new node, without a reward on the way to it."""
-    expansion = Expansion(np.array([action]), np.zeros(1), np.array([value]), priors)
-    return tree.expand([parent], lambda: expansion)[0]
 
 
 def costs_by_definition(tree, parents_of, cached):
@@ -121,22 +127,21 @@ def costs_by_definition(tree, parents_of, cached):
 def test_the_cost_of_being_without_a_node(steps, num_roots, data):
     tree, tried, parents_of = tree_of(steps, num_roots, 3)
     cached = data.draw(st.sets(st.sampled_from(sorted(parents_of)), min_size=1))
-    costs = RecomputeCosts(tree, list(cached))
+    costs = RecomputeCosts(tree, cached)
     leaves = {node for node in parents_of if not tried[node]}
     for _ in range(10):
         expected = costs_by_definition(tree, parents_of, cached)
-        nodes = np.array(list(cached))
-        assert costs.of_many(nodes) == pytest.approx([expected[node] for node in nodes])
         assert [costs.of(node) for node in cached] == pytest.approx([expected[node] for node in cached])
+        assert expected[costs.cheapest()] == pytest.approx(min(expected.values()))
         leaving, coming = sorted(cached), sorted(leaves - cached)
         if coming and (len(leaving) == 1 or data.draw(st.booleans())):
             node = data.draw(st.sampled_from(coming))
-            costs.add(node)
             cached.add(node)
+            costs.add(node)
         elif len(leaving) > 1:
             node = data.draw(st.sampled_from(leaving))
-            costs.remove(node)
             cached.remove(node)
+            costs.remove(node)
 
 
 @given(
@@ -160,32 +165,62 @@ def test_the_node_that_costs_least_goes_first(steps, num_roots, data, size):
 
 
 def test_a_node_whose_actions_have_all_been_tried_is_kept_for_what_is_computed_from_it():
-    priors = np.array([[0.5, 0.5]])
-    tree = SearchTree(1, lambda: priors)
-    tried_out, other = expand(tree, 0, 0, 0., priors), expand(tree, 0, 1, 0., priors)
-    children = [expand(tree, tried_out, action, 0., priors) for action in (0, 1)]
+    policy = np.zeros(2)
+    tree = begin(policy[None])
+    tried_out, other = expand(tree, 0, 0, 0., policy), expand(tree, 0, 1, 0., policy)
+    children = [expand(tree, tried_out, action, 0., policy) for action in (0, 1)]
     assert np.isposinf(tree.waits()[tried_out])
-    assert RecomputeCosts(tree, [tried_out, other]).of(tried_out) > 0
-    assert RecomputeCosts(tree, [tried_out, other, *children]).of(tried_out) == 0
+    assert RecomputeCosts(tree, {tried_out, other}).of(tried_out) > 0
+    assert RecomputeCosts(tree, {tried_out, other, *children}).of(tried_out) == 0
 
-    policy = TreeEviction()
+    eviction = TreeEviction()
     for slot, node in enumerate([tried_out, other, *children]):
-        policy.insert(slot, SearchTreeNode(tree, node))
-    assert policy.victim() == 0
+        eviction.insert(slot, SearchTreeNode(tree, node))
+    assert eviction.victim() == 0
 
 
 def test_the_order_follows_the_search():
-    priors = np.array([[0.9, 0.1]])
-    tree = SearchTree(1, lambda: priors)
-    policy = TreeEviction()
-    good, bad = expand(tree, 0, 0, 1.0, priors), expand(tree, 0, 1, -1.0, priors)
-    policy.insert(0, SearchTreeNode(tree, good))
-    policy.insert(1, SearchTreeNode(tree, bad))
-    assert policy.victim() == 1
+    policy = np.log([0.9, 0.1])
+    tree = begin(policy[None])
+    eviction = TreeEviction()
+    good, bad = expand(tree, 0, 0, 1.0, policy), expand(tree, 0, 1, -1.0, policy)
+    eviction.insert(0, SearchTreeNode(tree, good))
+    eviction.insert(1, SearchTreeNode(tree, bad))
+    assert eviction.victim() == 1
     for action in (0, 1):
         # What is good leads nowhere, and has been tried out.
-        expand(tree, good, action, -10.0, priors)
-    assert policy.victim() == 0
+        expand(tree, good, action, -10.0, policy)
+    assert eviction.victim() == 0
+
+
+def test_a_node_of_unknown_origin_is_the_root_of_a_tree_of_its_own():
+    tree, _, _ = tree_of(range(8), 2, 3)
+    waits = tree.waits()
+    pool = KVCachePool(4, 'tree')
+    for node in range(2, 8):
+        pool.set(node, node, SearchTreeNode(tree, node))
+    (stray, ) = tree.nodes.add_roots(np.zeros(1), np.zeros((1, 3)), depths=[4]).tolist()
+    below = expand(tree, stray, 1, 5., np.zeros(3))
+    for node in (stray, below, expand(tree, below, 0, 1., np.zeros(3))):
+        pool.set(node, node, SearchTreeNode(tree, node))
+    assert below in pool and len(pool) == 4
+    np.testing.assert_array_equal(tree.waits()[:stray], waits)
+    assert min(tree.waits()[stray:]) == 0
+
+
+def test_the_search_is_not_looked_at_again_for_each_of_its_nodes():
+    tree, tried, _ = tree_of(range(60), 1, 3)
+    pool, looks = KVCachePool(40, 'tree'), []
+    for node in range(1, 61):
+        pool.set(node, node, SearchTreeNode(tree, node))
+    for _ in range(30):
+        parent = next(node for node in tried if tried[node] < 3)
+        node = expand(tree, parent, tried[parent], 0., np.zeros(3))
+        tried[parent] += 1
+        tried[node] = 0
+        pool.set(node, node, SearchTreeNode(tree, node))
+        looks.append(tree._rows)
+    assert 2 <= len(set(looks)) <= 4
 
 
 def test_what_has_no_place_in_the_running_search_goes_first():
@@ -221,8 +256,9 @@ def test_a_model_is_copied_in_the_middle_of_a_search(duplicate):
     model = build_model(kv_cache=kv_cache(strategy='tree', recur_pool=dict(size=10)))
     watch_search(model, 8)
     inference = duplicate(model).world_model.kv_cache_inference
-    tree = inference._follower._tree
-    np.testing.assert_array_equal(tree.waits(), model.world_model.kv_cache_inference._follower._tree.waits())
+    np.testing.assert_array_equal(
+        inference.search.tree.waits(), model.world_model.kv_cache_inference.search.tree.waits()
+    )
 
 
 def test_nothing_is_computed_where_nothing_is_evicted():
@@ -230,50 +266,47 @@ def test_nothing_is_computed_where_nothing_is_evicted():
     current = observations(model, 2, torch.Generator().manual_seed(5))
     root = model.initial_inference(torch.zeros_like(current), [-1] * 2, current, [np.array(0)] * 2)
     search(model, root, [np.array(0)] * 2, 20)
-    assert model.world_model.kv_cache_inference._follower._tree._entered == 0
+    assert model.world_model.kv_cache_inference.search.tree._inferences == 0
 
 
 def test_what_the_search_is_told_are_lightzeros_scalars_and_priors():
     model = build_model(kv_cache=kv_cache(strategy='tree'))
-    world_model = model.world_model
-    follower = world_model.kv_cache_inference._follower
-    generator = torch.Generator().manual_seed(0)
-    size, num_actions = world_model.support_size, world_model.action_space_size
-    reward, value = (torch.randn(3, 1, size, generator=generator) * 5 for _ in range(2))
-    policy = torch.randn(3, 1, num_actions, generator=generator)
-    actions = torch.tensor([2, 0, 1])
-    roots = follower.begin(policy[:, 0])
-    children = follower.expand([roots[0], None, roots[2]], actions, Predictions(reward, policy, value))
-    assert [child and child.number for child in children] == [3, None, 4]
-    (_, expansion), = roots[0].tree._pending
-    seen = expansion()
-    for scalars, logits in ((seen.rewards, reward), (seen.values, value)):
-        expected = inverse_scalar_transform(logits[[0, 2], 0], size // 2, categorical_distribution=True)
-        np.testing.assert_allclose(scalars, expected[:, 0], rtol=1e-4, atol=1e-4)
-    np.testing.assert_allclose(seen.priors, policy[[0, 2], 0].softmax(-1), rtol=1e-5)
-    assert seen.actions.tolist() == [2, 1]
+    current = observations(model, 2, torch.Generator().manual_seed(5))
+    root = model.initial_inference(torch.zeros_like(current), [-1] * 2, current, [np.array(0)] * 2)
+    watched = search(model, root, [np.array(0)] * 2, 5)
+    seen, size = model.world_model.kv_cache_inference.search.tree.nodes, model.world_model.support_size
+    for step, (expansion, output) in enumerate(zip(watched.expansions, watched.outputs)):
+        new = slice(2 + 2 * step, 4 + 2 * step)
+        for scalars, logits in ((seen.rewards(new), output['reward']), (seen.values(new), output['value'])):
+            expected = inverse_scalar_transform(logits, size // 2, categorical_distribution=True)
+            np.testing.assert_allclose(scalars, expected[:, 0], rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(seen.priors(new), output['policy_logits'].softmax(-1), rtol=1e-5)
+        assert seen.actions[new].tolist() == expansion.actions.tolist()
+        assert seen.parents[new].tolist() == [2 * parent + row for row, parent in enumerate(expansion.parents)]
 
 
 class DeafSearchTree(SearchTree):
     """Believes the priors that it is told."""
 
-    def _learn_noise(self, below_roots, outlook):
+    def _learn_noise(self, paths, choices):
         pass
 
 
 def mistakes(noisy, tree_class, seed):
     """How often a search by noisy priors expands what a tree that is told other priors does not expect."""
-    priors, flat = np.array([[0.5, 0.3, 0.2]]), np.full((1, 3), 1 / 3)
     generator = np.random.default_rng(seed)
-    own, told = SearchTree(1, lambda: np.array([noisy])), tree_class(1, lambda: priors)
+    own, told = begin(np.log([noisy])), begin(np.log([[0.5, 0.3, 0.2]]), tree_class)
+    untried = {0: dict(enumerate(noisy))}
     wrong = 0
     for _ in range(60):
         parent = int(own.waits().argmin())
         wrong += told.waits()[parent] > 0
-        action = own._untried_priors[parent].argmax()
-        expansion = Expansion(np.array([action]), np.zeros(1), generator.normal(size=1), flat)
+        action = max(untried[parent], key=untried[parent].get)
+        del untried[parent][action]
+        value = generator.normal()
         for tree in (own, told):
-            tree.expand([parent], lambda expansion=expansion: expansion)
+            child = expand(tree, parent, action, value, np.zeros(3))
+        untried[child] = dict.fromkeys(range(3), 1 / 3)
     return wrong
 
 
@@ -293,13 +326,15 @@ def test_the_policys_discount_reaches_the_tree():
     model = build_model(kv_cache=kv_cache(strategy='tree'))
     model.world_model.configure_kv_cache(discount_factor=0.9)
     watch_search(model, 1)
-    assert model.world_model.kv_cache_inference._follower._tree._discount_factor == 0.9
+    assert model.world_model.kv_cache_inference.search.tree.discount_factor == 0.9
 
 
 @pytest.mark.filterwarnings('error')
 def test_a_diverged_model_does_not_disturb_the_tree():
-    tree = SearchTree(1, lambda: np.full((1, 3), 1 / 3))
+    tree = begin(np.zeros((1, 3)))
+    costs = RecomputeCosts(tree, {0})
     for number in (1.0, np.nan, np.inf, -np.inf):
-        expansion = Expansion(np.array([-1]), np.array([number]), np.array([number]), np.full((1, 3), number))
-        tree.expand([tree.num_nodes - 1], lambda expansion=expansion: expansion)
+        node = expand(tree, tree.num_nodes - 1, 0, number, np.full(3, number), number)
+        costs.add(node)
+        assert costs.of(node) >= 0
         assert not np.isnan(tree.waits()).any()

@@ -13,11 +13,11 @@ from soak_report import show_results, write_results
 from soak_world import TURNS
 
 from lzero_kvcache import EVICTION_REGISTRY, CacheStats, KVCachePool
+from lzero_kvcache.search.contexts import SearchContexts
+from lzero_kvcache.search.search import Search
 from lzero_kvcache.store import TokenStore
-from lzero_kvcache.world_model import managed
 from lzero_kvcache.world_model.histories import EnvironmentHistories
-from lzero_kvcache.world_model.lineage import SearchLineage
-from lzero_kvcache.world_model.weights import WeightsWatch
+from lzero_kvcache.world_model.model_watch import ModelWatch
 
 
 @pytest.fixture
@@ -69,29 +69,37 @@ def forget_to_count(monkeypatch):
 
 
 def overlook_a_learner_step(monkeypatch):
-    monkeypatch.setattr(WeightsWatch, 'have_changed', lambda self, world_model: not self._tensors)
-    monkeypatch.setattr(WeightsWatch, 'may_have_changed', lambda self: False)
+    monkeypatch.setattr(ModelWatch, 'has_changed', lambda self, world_model: not self._tensors)
+    monkeypatch.setattr(ModelWatch, 'may_have_changed', lambda self: False)
     monkeypatch.setitem(TURNS, 'learn', 100)
 
 
 def take_one_node_for_another(monkeypatch):
-    monkeypatch.setattr(managed, 'node_key', lambda scope, depth, latent: f'{scope}/{depth}')
+    look_up = SearchContexts._look_up
+
+    def look_up_the_first_child(self, search, nodes):
+        num_roots = search.nodes.ends[0]
+        return look_up(self, search, [
+            number if number < num_roots else num_roots + number % num_roots for number in nodes
+        ])
+
+    monkeypatch.setattr(SearchContexts, '_look_up', look_up_the_first_child)
 
 
-def keep_nodes(monkeypatch):
-    kept, add = [], SearchLineage.add
+def keep_searches(monkeypatch):
+    kept, add = [], Search.add
 
-    def add_and_keep(self, node, name):
-        kept.append(node)
-        add(self, node, name)
+    def add_and_keep(self, *arguments):
+        kept.append(self)
+        return add(self, *arguments)
 
-    monkeypatch.setattr(SearchLineage, 'add', add_and_keep)
+    monkeypatch.setattr(Search, 'add', add_and_keep)
 
 
 @pytest.mark.parametrize('fault, found', [
     (forget_to_release, 'AssertionError'), (forget_to_tell_of_what_leaves, 'AssertionError'),
     (forget_to_count, 'AssertionError'), (overlook_a_learner_step, 'AssertionError'),
-    (take_one_node_for_another, 'AssertionError'), (keep_nodes, 'objects of SearchNode are alive'),
+    (take_one_node_for_another, 'AssertionError'), (keep_searches, 'objects of Search are alive'),
 ])
 def test_a_soak_finds(fault, found, monkeypatch, screen):
     fault(monkeypatch)
@@ -104,7 +112,7 @@ def test_a_soak_finds_what_grows(monkeypatch, screen):
     meet = EnvironmentHistories.meet
 
     def meet_and_note(self, *arguments):
-        self.notes = getattr(self, 'notes', []) + [0] * 50
+        self.notes = getattr(self, 'notes', []) + [0] * 500
         return meet(self, *arguments)
 
     monkeypatch.setattr(EnvironmentHistories, 'meet', meet_and_note)

@@ -4,7 +4,7 @@ every prediction equals the oracle's.
 """
 import copy
 import pickle
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Optional
 from unittest import mock
@@ -26,12 +26,16 @@ from hypothesis.stateful import (
 from invariants import check_pool, check_store
 from models import build_model, kv_cache, observations, random_action, two_tokens_per_observation
 from oracle import Oracle
+from searches import logits_of
 from soak_world import Reanalysis
 from test_imagine import begin, check_rollout
 
 from lzero_kvcache import EVICTION_REGISTRY
+from lzero_kvcache.eviction import SearchNodes
+from lzero_kvcache.search.search import Search as RunningSearch
+from lzero_kvcache.store import TokenStore
 from lzero_kvcache.world_model.cached_model import CachedModel
-from lzero_kvcache.world_model.lineage import SearchLineage
+from lzero_kvcache.world_model.forward import Forward, SearchTensors
 
 ENV_NUM = 4
 HORIZON = 3
@@ -57,35 +61,43 @@ subsets = st.permutations(range(ENV_NUM)).flatmap(
 breaks = st.one_of(st.none(), st.none(), st.none(), st.none(), st.integers(1, 10))
 
 
+FAILING = [
+    (CachedModel, 'append'), (Forward, 'step'), (SearchNodes, 'add'), (SearchTensors, 'add'), (RunningSearch, 'add'),
+    (TokenStore, 'extend'),
+]
+
+
 class BrokenOff(Exception):
     """What ends an inference too early."""
 
 
 @contextmanager
 def breaking_at(number):
-    """Within a ``with`` block let the so-many-th forward, or node that becomes known, fail."""
+    """Within a ``with`` block let the so-many-th forward fail, or the taking over of nodes."""
     calls = []
 
     def failing(function):
-        def fail_once(*arguments):
+        def fail_once(*arguments, **keywords):
             calls.append(function)
             if len(calls) == number:
                 raise BrokenOff
-            return function(*arguments)
+            return function(*arguments, **keywords)
 
         return fail_once
 
-    with mock.patch.object(CachedModel, 'append', failing(CachedModel.append)), \
-            mock.patch.object(SearchLineage, 'add', failing(SearchLineage.add)):
+    with ExitStack() as patches:
+        for owner, name in FAILING:
+            patches.enter_context(mock.patch.object(owner, name, failing(getattr(owner, name))))
         yield
 
 
 @dataclass
 class Node:
     """
-    A node of the running search, as its caller knows it: the latent state that names it, its depth, and where its
-    context comes from: from the root's, or from where it began anew, by actions, latent states and depths.
+    A node of the running search, as its caller knows it: its number, its latent state, its depth, and where its context
+    comes from: from the root's, or from where it began anew, by actions, latent states and depths.
     """
+    number: int
     latent: np.ndarray
     depth: int = 0
     origin: Optional[tuple[torch.Tensor, int]] = None
@@ -95,13 +107,15 @@ class Node:
 @dataclass
 class Search:
     """
-    The running search. ``is_current``: everything that it is made of is still that of its beginning; None: an inference
-    has broken off, and whether a rollout goes on from the search is left open.
+    The running search, whose nodes go by their numbers or by their latent states. ``is_current``: everything that it is
+    made of is still that of its beginning; None: an inference has broken off, and whether a rollout goes on from the
+    search is left open.
     """
     episodes: Episodes
     env_ids: list[int]
     timesteps: list[int]
     nodes: list[list[Node]]
+    by_numbers: bool
     is_current: Optional[bool] = True
 
 
@@ -144,9 +158,10 @@ class MixinMachine(RuleBasedStateMachine):
             self.expand(data, data.draw(breaks))
         else:
             num_simulations = data.draw(st.sampled_from([0, 0, 1, 3, 6]))
-            self.step(data.draw(phases), data.draw(subsets), num_simulations, data.draw(breaks))
+            by_numbers, breaks_at = data.draw(st.booleans()), data.draw(breaks)
+            self.step(data.draw(phases), data.draw(subsets), num_simulations, by_numbers, breaks_at)
 
-    def step(self, phase, env_ids, num_simulations, breaks_at):
+    def step(self, phase, env_ids, num_simulations, by_numbers, breaks_at):
         """A root inference for some environments, and a search by the C++ tree."""
         episodes = self.episodes[phase]
         timesteps = [len(episodes._episodes.get(env_id, ())) for env_id in env_ids]
@@ -158,8 +173,8 @@ class MixinMachine(RuleBasedStateMachine):
             self.break_off()
             return
         self.is_outdated = False
-        nodes = [[Node(latent)] for latent in root.latent_state.numpy()]
-        self.search = Search(episodes, env_ids, timesteps, nodes)
+        nodes = [[Node(number, latent)] for number, latent in enumerate(root.latent_state.numpy())]
+        self.search = Search(episodes, env_ids, timesteps, nodes, by_numbers)
 
     def expand(self, data, breaks_at):
         """One simulation at any known nodes, of any choice of the search's rows in any order."""
@@ -169,26 +184,37 @@ class MixinMachine(RuleBasedStateMachine):
         parents = [data.draw(st.sampled_from(search.nodes[row])) for row in rows]
         latents = np.stack([parent.latent for parent in parents])
         depths = [parent.depth + 1 for parent in parents]
-        if not self.is_lossless:
-            known = self.inference.nodes_of(latents, depths)
-            for row, parent, node in zip(rows, parents, known):
-                if self.is_outdated or search.episodes._is_lost(node):
-                    self.reset(row, parent)
-        contexts = [self.context_of(row, parent) for row, parent in zip(rows, parents)]
         actions = np.stack([np.asarray(random_action(self.model, self.generator)) for _ in rows])
         timesteps = [search.timesteps[row] for row in rows]
+        numbers = np.array([parent.number for parent in parents])
+        world_model = self.model.world_model
+        if not search.by_numbers:
+            found = self.inference.nodes_of(world_model, latents, depths, timesteps)
+            assert found.tolist() == numbers.tolist()
+        if not self.is_lossless:
+            for row, parent in zip(rows, parents):
+                if self.is_outdated or search.episodes._is_lost(self.inference.search, parent.number):
+                    self.reset(row, parent)
+        contexts = [self.context_of(row, parent) for row, parent in zip(rows, parents)]
+        actions = torch.from_numpy(actions)
         try:
             with breaking_at(breaks_at):
-                output = self.model.recurrent_inference([(latents, torch.from_numpy(actions))], 0, depths, timesteps)
+                if search.by_numbers:
+                    output = logits_of(self.inference.expand(
+                        world_model, self.inference.search, numbers, actions, depths, timesteps
+                    )[0])
+                else:
+                    output = self.model.recurrent_inference([(latents, actions)], 0, depths, timesteps)
         except BrokenOff:
             self.break_off()
             return
         self.is_outdated = False
+        first = self.inference.search.nodes.num_nodes - len(rows)
         for number, (row, parent, context) in enumerate(zip(rows, parents, contexts)):
-            step = (actions[number], output.latent_state[number], depths[number])
+            step = (actions[number].numpy(), output.latent_state[number], depths[number])
             self.append(row, context, *step, output=output, number=number)
             search.nodes[row].append(Node(
-                step[1].numpy(), parent.depth + 1, parent.origin, [*parent.path, step]
+                first + number, step[1].numpy(), parent.depth + 1, parent.origin, [*parent.path, step]
             ))
 
     def break_off(self):
@@ -296,7 +322,7 @@ class MixinMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def imagine_from_a_node(self, data):
         row = data.draw(st.sampled_from(range(len(self.search.env_ids))))
-        node = data.draw(st.sampled_from(self.search.nodes[row]))
+        node = data.draw(st.sampled_from([node for node in self.search.nodes[row] if self.has_a_name(node)]))
         latent = torch.from_numpy(node.latent)
         if self.search.is_current:
             context, timestep, depth = self.context_of(row, node), self.search.timesteps[row], node.depth
@@ -305,6 +331,12 @@ class MixinMachine(RuleBasedStateMachine):
             context.add_latent(latent, 0)
         self.check_rollout(latent[None], [context], [timestep], depth)
         self.go_on(data)
+
+    def has_a_name(self, node):
+        """A latent state that several nodes have names none of them, but to a caller that got it for each."""
+        search = self.inference.search
+        equal = search.tensors.latents[:search.nodes.num_nodes] == torch.from_numpy(node.latent)
+        return not self.search.by_numbers or int(equal.flatten(1).all(1).sum()) == 1
 
     def check_rollout(self, beginnings, contexts, timesteps, depth=0):
         imagination = self.model.world_model.imagine(beginnings, horizon=HORIZON)
@@ -363,13 +395,15 @@ def test_any_order_of_operations(strategy):
 @torch.no_grad()
 @pytest.mark.parametrize('rotary', [False, True], ids=['learned positions', 'rotary positions'])
 def test_a_search_outlives_the_end_of_its_episode(rotary):
-    """Its contexts do, too, until they are dropped; then its root is all that is left."""
+    """Its contexts do, too, whatever pools evict, until they are dropped; then its root is all that is left."""
     model = build_model(kv_cache=kv_cache(), context_length=20, rotary=rotary)
     episodes = Episodes(model)
     for _ in range(3):
         root = episodes.step([0, 1])
     contexts, actions = [episodes.context_of(env_id) for env_id in range(2)], [1, 2]
     episodes.end(0)
+    for pool in model.world_model.kv_cache_manager.init_pools:
+        pool.clear()
     for clears in (False, True):
         if clears:
             model.world_model.clear_caches()

@@ -6,7 +6,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from lzero_kvcache import CacheStats, KVCacheManager
 from lzero_kvcache.plugin.statistics import StatisticsReporter
-from lzero_kvcache.world_model.histories import RebuildStats, RootStats
+from lzero_kvcache.stats import RebuildStats
+from lzero_kvcache.world_model.histories import RootStats
 
 
 def test_counts_from_zero():

@@ -10,7 +10,6 @@ from ding.utils import MODEL_REGISTRY
 from episodes import Episodes
 from lzero.model.sampled_unizero_model import SampledUniZeroModel
 from lzero.model.unizero_model import UniZeroModel
-from lzero.model.unizero_world_models.utils import hash_state
 from lzero.model.unizero_world_models.world_model import WorldModel
 from models import build_model, kv_cache, model_config, observations
 from searches import search
@@ -107,19 +106,17 @@ def test_the_stock_counters_count():
     assert world_model.hit_count == 0
 
 
-def test_keys_contain_lightzeros_own_hash_of_the_latent_state():
+def test_every_node_has_a_key_of_its_own():
     model = build_model(kv_cache=kv_cache())
     generator = torch.Generator().manual_seed(0)
     current = observations(model, 2, generator)
     with torch.no_grad():
         root = model.initial_inference(torch.zeros_like(current), [-1, -1], current, [0, 0])
-        recorded = search(model, root, [np.array(0)] * 2, 5)
+        search(model, root, [np.array(0)] * 2, 5)
     manager = model.world_model.kv_cache_manager
     for row in range(2):
         (key, ) = manager.init_pools[row].keys()
-        assert key.endswith(f'/0/{hash_state(root.latent_state[row].numpy())}')
-    hashes = {key.split('/')[-1] for key in manager.recur_pool.keys()}
-    assert hashes == {hash_state(latent.numpy()) for output in recorded.outputs for latent in output['latent_state']}
+        assert type(key) is int
     assert len({key for pool in manager.init_pools for key in pool.keys()} | set(manager.recur_pool.keys())) == 12
 
 

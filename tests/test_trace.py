@@ -9,9 +9,13 @@ import torch
 from models import build_model, kv_cache, observations, random_action, two_tokens_per_observation
 from searches import replay, search
 from test_reanalysis import begin_reanalysis
+from test_trace_files import FACTS
 
+from lzero_kvcache.eviction.search_nodes import SearchNodes
+from lzero_kvcache.search.episode import CONTINUES, NO_EPISODE
 from lzero_kvcache.trace import Choice, Replay, TraceReader, chosen_strategies
-from lzero_kvcache.trace.recorder import record_searches
+from lzero_kvcache.trace.format import DROP, EXPANSION, STRAYS, ManagerFacts
+from lzero_kvcache.trace.recorder import SearchRecorder, record_searches
 from lzero_kvcache.trace.writer import TraceWriter
 
 NUM_SIMULATIONS = 12
@@ -72,12 +76,17 @@ def record(path, **config):
 
 
 def counts_of(replayed):
+    manager = replayed.manager
     return (
-        [vars(pool.stats) for pool in (*replayed.init_pools, replayed.recur_pool, replayed.wm_pool)],
+        [vars(pool.stats) for pool in (*manager.init_pools, manager.recur_pool, manager.wm_pool)],
         sum(counts.rebuilds.rebuilds for counts in replayed.counts.values()),
         sum(counts.rebuilds.tokens for counts in replayed.counts.values()),
         sum(counts.rebuilds.restored for counts in replayed.counts.values()),
     )
+
+
+def column(search, name):
+    return np.concatenate([nodes[name] for _, _, nodes in search.steps])
 
 
 def replayed(path, choice, recur_size):
@@ -120,7 +129,7 @@ def test_a_replay_counts_what_the_real_pools_count(plain, choice, recur_size):
     play(real, expansions)
     (simulated, ) = replayed(path, choice, recur_size).values()
     assert counts_of(simulated) == real_counts(real)
-    assert recur_size > 4 or simulated.recur_pool.stats.misses and simulated.counts['collect'].rebuilds.tokens
+    assert recur_size > 4 or simulated.manager.recur_pool.stats.misses and simulated.counts['collect'].rebuilds.tokens
 
 
 @pytest.mark.parametrize('name, config', [
@@ -133,7 +142,7 @@ def test_a_replay_counts_what_the_recorded_run_has_counted(name, config, tmp_pat
         play(real)
     (simulated, ) = replayed(tmp_path / 'trace', Choice(name), 6).values()
     assert counts_of(simulated) == real_counts(real)
-    assert simulated.recur_pool.stats.misses
+    assert simulated.manager.recur_pool.stats.misses
 
 
 @pytest.mark.parametrize('name', ['fifo', 'tree', 'priority:predicted_reward'])
@@ -145,7 +154,7 @@ def test_a_replay_counts_what_reanalysis_has_counted(name, tmp_path):
     (simulated, ) = replayed(tmp_path / 'trace', Choice(name), 40).values()
     assert list(simulated.counts) == ['reanalyze']
     assert counts_of(simulated) == real_counts(real)
-    assert simulated.recur_pool.stats.misses
+    assert simulated.manager.recur_pool.stats.misses
 
 
 def test_a_state_that_the_search_has_not_got_from_the_model_is_recorded(tmp_path):
@@ -173,12 +182,62 @@ def test_lengths_and_depths_are_those_of_the_replay(plain):
     for each in reader.searches():
         simulated = simulated or Replay(reader.managers[0], Choice('lru'), 5)
         simulated.run(each)
-        tokens = [*each.roots['tokens'].tolist(), *each.nodes['tokens'].tolist()]
-        assert [len(context.tokens) for context in simulated._contexts] == tokens
-        depth = {number: 0 for number in range(len(each.roots))}
-        for number, (parent, recorded) in enumerate(zip(each.nodes['parent'], each.nodes['depth']), len(depth)):
+        _, roots, _ = each.steps[0]
+        running = simulated.search
+        assert [len(context) for context in running.contexts[:len(roots)]] == roots['tokens'].tolist()
+        depth = {-1: -1}
+        for number, parent in enumerate(column(each, 'parents').tolist()):
             depth[number] = depth[parent] + 1
-            assert recorded == depth[number]
+            assert running.nodes.depths[number] == depth[number]
+
+
+@pytest.mark.parametrize('samples_actions', [False, True])
+def test_the_columns_of_a_search_are_read_as_they_were(samples_actions, tmp_path):
+    generator = np.random.default_rng(0)
+
+    def predicted(rows):
+        return *generator.normal(size=(2, rows)).astype(np.float32), generator.normal(size=(rows, 3))
+
+    facts = ManagerFacts(**dict(FACTS, samples_actions=samples_actions))
+    writer = TraceWriter(tmp_path / 'trace', {})
+    recorder, searches = SearchRecorder(writer, facts), []
+    recorder.drop_contexts()
+    for number in range(3):
+        searches.append(nodes := SearchNodes(3, samples_actions))
+        recorder.begin('collect')
+        if number == 1:
+            recorder.drop_contexts()
+        if number < 2:
+            nodes.add_roots(predicted(2)[1], predicted(2)[2])
+            recorder.roots(nodes, [1, None], [CONTINUES, NO_EPISODE], [5, 0])
+        first, actions = nodes.num_nodes, None if samples_actions else np.array([2, 1])
+        nodes.add_roots(np.zeros(1), np.zeros((1, 3)), [7])
+        recorder.strays(nodes)
+        if number == 1:
+            recorder.flush()
+        nodes.add(np.array([0, first]), actions, *predicted(2))
+        recorder.expand(nodes)
+    # Of an inference that is broken off.
+    nodes.add(np.array([0, first]), actions, *predicted(2))
+    recorder.flush()
+    writer.close()
+    read = list(TraceReader(tmp_path / 'trace').searches())
+    # The drop between a search's beginning and its roots is one before it.
+    assert [[kind for kind, _, _ in each.steps] for each in read] == [
+        [0, STRAYS, EXPANSION, DROP], [0, STRAYS, EXPANSION], [0, STRAYS, EXPANSION]
+    ]
+    for each, nodes in zip(read, searches):
+        rebuilt, own = SearchNodes(3, samples_actions), slice(0, each.num_nodes)
+        for kind, roots, records in each.steps:
+            if kind <= STRAYS and len(records):
+                rebuilt.add_roots(records['value_bins'], records['policies'], roots['depth'])
+            elif kind == EXPANSION:
+                rebuilt.add(*(records[name] for name in records.dtype.names))
+        for name in ('parents', 'trees', 'depths', 'actions', 'reward_bins', 'value_bins'):
+            assert (getattr(rebuilt, name)[own] == getattr(nodes, name)[own]).all(), name
+        assert (rebuilt.priors(own) == nodes.priors(own)).all()
+    assert [each.num_nodes for each in read] == [5, 5, 3]
+    assert read[0].steps[0][1].tolist() == [(1, CONTINUES, 5, 0), (-1, NO_EPISODE, 0, 0)]
 
 
 def test_what_is_asked_for_does_not_depend_on_the_pools_of_the_run(plain, tmp_path):
@@ -186,9 +245,11 @@ def test_what_is_asked_for_does_not_depend_on_the_pools_of_the_run(plain, tmp_pa
     with record_searches(TraceWriter(tmp_path / 'trace', {})):
         play(small, plain[1])
     for large, of_small in zip(TraceReader(plain[0]).searches(), TraceReader(tmp_path / 'trace').searches()):
-        assert large.steps == of_small.steps
-        assert (large.nodes['parent'] == of_small.nodes['parent']).all()
-        assert np.allclose(large.nodes['value'], of_small.nodes['value'], atol=1e-3)
+        assert [(kind, len(nodes)) for kind, _, nodes in large.steps] == [
+            (kind, len(nodes)) for kind, _, nodes in of_small.steps
+        ]
+        assert (column(large, 'parents') == column(of_small, 'parents')).all()
+        assert np.allclose(column(large, 'value_bins'), column(of_small, 'value_bins'), atol=1e-3)
 
 
 def test_a_copy_of_an_observed_model_has_searches_of_its_own(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lzero_kvcache.search.episode import NO_EPISODE
 from lzero_kvcache.trace import BELADY, Choice, Replay, TraceReader
 from lzero_kvcache.trace import format as trace_format
 from lzero_kvcache.trace.format import (
@@ -22,8 +23,8 @@ from lzero_kvcache.trace.format import (
     HEAD,
     MAGIC,
     MANAGER,
-    ROOTS,
-    SEARCH,
+    PHASES,
+    ROOT_TYPE,
     STRAYS,
     EventRecords,
     ManagerFacts,
@@ -31,14 +32,13 @@ from lzero_kvcache.trace.format import (
     node_type,
     pack_block,
     pack_events,
-    root_type,
     unpack_events,
 )
 from lzero_kvcache.trace.writer import TraceWriter
 
 FACTS = dict(
     env_num=2, num_simulations=4, init_size=3, recur_size=8, wm_size=2, strategy='lru', on_miss='rebuild',
-    window='shift', context_length=8, num_observations_tokens=1, most_tokens=1024, num_actions=3, samples_actions=False,
+    window='shift', context_length=8, num_observations_tokens=1, num_actions=3, samples_actions=False,
     discount_factor=0.997,
 )
 
@@ -46,36 +46,33 @@ FACTS = dict(
 def records_of(searches, seed=0):
     """Events of some searches, each given by its rows: how many roots, and how many nodes each inference made."""
     generator = np.random.default_rng(seed)
-    events, roots, nodes = [(DROP, 0, 0)], [], []
+    events, roots, nodes = [(DROP, 0)], [], []
+
+    def add(kind, count, parents=-1, **of_roots):
+        events.append((kind, count))
+        new = np.zeros(count, dtype=node_type(3))
+        new['parents'], new['actions'] = parents, generator.integers(3, size=count)
+        new['reward_bins'], new['value_bins'] = generator.normal(size=(2, count))
+        new['policies'] = generator.normal(size=(count, 3))
+        nodes.append(new)
+        if kind <= STRAYS:
+            roots.append(np.zeros(count, dtype=ROOT_TYPE))
+            for name, column in of_roots.items():
+                roots[-1][name] = column
+
     for rows in searches:
-        events.append((SEARCH, int(generator.integers(2)), 0))
-        events.append((ROOTS, 0, rows[0]))
-        of_roots = np.zeros(rows[0], dtype=root_type(3))
-        of_roots['env_id'] = np.arange(rows[0]) % 2
-        of_roots['beginning'] = generator.integers(3, size=rows[0])
-        of_roots['priors'] = generator.dirichlet(np.ones(3), rows[0])
-        roots.append(of_roots)
+        add(int(generator.integers(2)), rows[0], env_id=np.arange(rows[0]) % 2,
+            beginning=generator.integers(3, size=rows[0]))
         met = rows[0]
         for count in rows[1:]:
-            if not met:
-                events.append((STRAYS, 0, count))
-                parents = np.full(count, -1)
+            if met:
+                add(EXPANSION, count, generator.integers(met, size=count))
             else:
-                events.append((EXPANSION, 0, count))
-                parents = generator.integers(met, size=count)
-            new = np.zeros(count, dtype=node_type(3))
-            new['parent'], new['action'] = parents, generator.integers(3, size=count)
-            for name in ('reward', 'value', 'reward_bin', 'value_bin'):
-                new[name] = generator.normal(size=count)
-            new['priors'] = generator.dirichlet(np.ones(3), count)
-            nodes.append(new)
+                add(STRAYS, count, env_id=-1, beginning=NO_EPISODE, depth=generator.integers(9, size=count))
             met += count
             if generator.random() < 0.1:
-                events.append((DROP, 0, 0))
-    joined = [np.concatenate(each) if each else np.zeros(0, kind) for each, kind in (
-        (roots, root_type(3)), (nodes, node_type(3))
-    )]
-    return EventRecords(np.array(events, dtype=EVENT), *joined)
+                events.append((DROP, 0))
+    return EventRecords(np.array(events, dtype=EVENT), np.concatenate(roots), np.concatenate(nodes))
 
 
 def write(path, records, most_bytes=2 ** 22):
@@ -90,7 +87,10 @@ def write(path, records, most_bytes=2 ** 22):
 
 def read(path):
     reader = TraceReader(path)
-    found = [(each.phase, each.steps, each.roots.tobytes(), each.nodes.tobytes()) for each in reader.searches()]
+    found = [
+        (each.phase, [(kind, roots.tobytes(), nodes.tobytes()) for kind, roots, nodes in each.steps])
+        for each in reader.searches()
+    ]
     return reader, found
 
 
@@ -104,10 +104,10 @@ def test_what_is_written_is_read(tmp_path_factory, searches, seed, most_bytes):
     write(path, records, most_bytes)
     reader, found = read(path)
     assert reader.is_complete and reader.head == dict(config='x')
-    assert b''.join(roots for _, _, roots, _ in found) == records.roots.tobytes()
-    assert b''.join(nodes for _, _, _, nodes in found) == records.nodes.tobytes()
-    assert [rows[0] for rows in searches] == [steps[0][1] for _, steps, _, _ in found]
-    assert sum(len(steps) for _, steps, _, _ in found) == (records.events['kind'] != SEARCH).sum() - 1
+    assert b''.join(roots for _, steps in found for _, roots, _ in steps) == records.roots.tobytes()
+    assert b''.join(nodes for _, steps in found for _, _, nodes in steps) == records.nodes.tobytes()
+    assert [rows[0] for rows in searches] == [len(steps[0][1]) // ROOT_TYPE.itemsize for _, steps in found]
+    assert [kind for _, steps in found for kind, _, _ in steps] == records.events['kind'].tolist()[1:]
 
 
 @given(st.data())
@@ -168,7 +168,7 @@ def file_of(*blocks, facts=FACTS):
 
 
 def raw_block(kind, packed, length):
-    header = BLOCK.pack(kind, 0, 0, len(packed), length, zlib.crc32(packed))
+    header = BLOCK.pack(kind, 0, len(packed), length)
     return header + CHECKSUM.pack(zlib.crc32(header)) + packed
 
 
@@ -176,7 +176,8 @@ def events(*rows):
     return np.array(list(rows), dtype=EVENT)
 
 
-NO_ROOTS, NO_NODES = np.zeros(0, dtype=root_type(3)), np.zeros(0, dtype=node_type(3))
+NO_ROOTS, NO_NODES = np.zeros(0, dtype=ROOT_TYPE), np.zeros(0, dtype=node_type(3))
+COLLECT = PHASES.index('collect')
 
 
 def one_node(**values):
@@ -186,8 +187,12 @@ def one_node(**values):
     return nodes
 
 
+def nodes_of(*values):
+    return np.concatenate([one_node(**each) for each in values])
+
+
 def one_root(**values):
-    roots = np.zeros(1, dtype=root_type(3))
+    roots = np.zeros(1, dtype=ROOT_TYPE)
     for name, value in values.items():
         roots[name] = value
     return roots
@@ -210,7 +215,7 @@ HOSTILE = {
     'deep JSON': MAGIC + pack_block(HEAD, 0, b'[' * 60000),
     'no object': MAGIC + pack_block(HEAD, 0, b'7'),
     'no text': MAGIC + pack_block(HEAD, 0, b'\xff\xfe'),
-    'no manager': MAGIC + pack_block(HEAD, 0, b'{}') + pack_block(*block_of([(SEARCH, 0, 0)])),
+    'no manager': MAGIC + pack_block(HEAD, 0, b'{}') + pack_block(*block_of([(COLLECT, 0)])),
     'a manager twice': file_of((MANAGER, 0, json.dumps(FACTS).encode())),
     'a billion environments': file_of(facts=dict(FACTS, env_num=10 ** 9)),
     'a pool of nothing': file_of(facts=dict(FACTS, recur_size=0)),
@@ -218,21 +223,22 @@ HOSTILE = {
     'a size that is missing': file_of(facts={}),
     'a path for a mode': file_of(facts=dict(FACTS, on_miss='../../etc')),
     'a window of nothing': file_of(facts=dict(FACTS, context_length=1)),
-    'nodes before a search': file_of(block_of([(EXPANSION, 0, 1)], nodes=one_node())),
-    'an event of no kind': file_of(block_of([(77, 0, 0)])),
-    'a phase that there is not': file_of(block_of([(SEARCH, 77, 0)])),
-    'rows without records': file_of(block_of([(SEARCH, 0, 0), (EXPANSION, 0, 1)])),
-    'records without rows': file_of(block_of([(SEARCH, 0, 0)], nodes=one_node())),
-    'a search with rows': file_of(block_of([(SEARCH, 0, 5)])),
-    'a parent from nowhere': file_of(block_of([(SEARCH, 0, 0), (EXPANSION, 0, 1)], nodes=one_node(parent=7))),
-    'a parent below 0': file_of(block_of([(SEARCH, 0, 0), (EXPANSION, 0, 1)], nodes=one_node(parent=-1))),
+    'nodes before a search': file_of(block_of([(EXPANSION, 1)], nodes=one_node())),
+    'an event of no kind': file_of(block_of([(77, 0)])),
+    'rows without records': file_of(block_of([(COLLECT, 0), (EXPANSION, 1)])),
+    'records without rows': file_of(block_of([(COLLECT, 0)], nodes=one_node())),
+    'a search with roots that are not there': file_of(block_of([(COLLECT, 5)])),
+    'a drop with rows': file_of(block_of([(COLLECT, 0), (DROP, 5)])),
+    'a parent from nowhere': file_of(block_of([(COLLECT, 0), (EXPANSION, 1)], nodes=one_node(parents=7))),
+    'a parent below 0': file_of(block_of([(COLLECT, 0), (EXPANSION, 1)], nodes=one_node(parents=-1))),
     'an action from nowhere': file_of(block_of(
-        [(SEARCH, 0, 0), (ROOTS, 0, 1), (EXPANSION, 0, 1)], one_root(), one_node(action=3)
+        [(COLLECT, 1), (EXPANSION, 1)], one_root(), nodes_of(dict(parents=-1), dict(actions=3))
     )),
-    'an environment from nowhere': file_of(block_of([(SEARCH, 0, 0), (ROOTS, 0, 1)], one_root(env_id=2))),
-    'a beginning from nowhere': file_of(block_of([(SEARCH, 0, 0), (ROOTS, 0, 1)], one_root(beginning=9))),
-    'roots twice': file_of(block_of(
-        [(SEARCH, 0, 0), (ROOTS, 0, 1), (EXPANSION, 0, 1), (ROOTS, 0, 1)], np.repeat(one_root(), 2), one_node()
+    'an environment from nowhere': file_of(block_of([(COLLECT, 1)], one_root(env_id=2), one_node(parents=-1))),
+    'a beginning from nowhere': file_of(block_of([(COLLECT, 1)], one_root(beginning=9), one_node(parents=-1))),
+    'a root with a parent': file_of(block_of([(COLLECT, 1)], one_root(), one_node(parents=0))),
+    'a stray with a parent': file_of(block_of(
+        [(COLLECT, 1), (STRAYS, 1)], np.repeat(one_root(), 2), nodes_of(dict(parents=-1), dict(parents=0))
     )),
 }
 
@@ -259,7 +265,7 @@ def test_a_search_without_end_is_refused(tmp_path, monkeypatch):
 @given(SEARCHES, st.integers(0, 20), st.integers(40, 400))
 def test_blocks_are_cut_between_events(searches, seed, most_bytes):
     records = records_of(searches, seed)
-    blocks = [unpack_events(pack_events(block), 3) for block in in_blocks(records, most_bytes)]
+    blocks = [unpack_events(pack_events(block), node_type(3)) for block in in_blocks(records, most_bytes)]
     for joined, whole in zip(map(np.concatenate, zip(*blocks)), records):
         assert joined.tobytes() == whole.tobytes()
 
@@ -272,6 +278,6 @@ def test_a_writer_does_not_overwrite(tmp_path):
 
 
 def test_the_format_is_what_its_docstring_says():
-    assert BLOCK.size + CHECKSUM.size == 24 and len(MAGIC) == 8
-    assert EVENT.itemsize == 6 and DONE == b'DONE'
-    assert all(name in trace_format.__doc__ for name in ('HEAD', 'MNGR', 'EVNT', 'DONE', 'SEARCH', 'STRAYS', 'DROP'))
+    assert BLOCK.size + CHECKSUM.size == 18 and len(MAGIC) == 8
+    assert EVENT.itemsize == 5 and DONE == b'DONE'
+    assert all(name in trace_format.__doc__ for name in ('HEAD', 'MNGR', 'EVNT', 'DONE', 'PHASES', 'STRAYS', 'DROP'))

@@ -20,18 +20,15 @@ from test_trace_files import records_of, write
 
 from lzero_kvcache import EVICTION_REGISTRY, KVCachePool
 from lzero_kvcache.cli import main
+from lzero_kvcache.search.episode import CONTINUES, FIRST_STEP
 from lzero_kvcache.trace import BELADY, Choice, chosen_strategies
 from lzero_kvcache.trace.belady import BeladyPool, Future
 from lzero_kvcache.trace.format import (
-    CONTINUES,
     EVENT,
     EXPANSION,
-    FIRST_STEP,
-    ROOTS,
-    SEARCH,
+    ROOT_TYPE,
     EventRecords,
     node_type,
-    root_type,
 )
 from lzero_kvcache.trace.results import Results, hit_rates_table, recommendation, write_csv
 from lzero_kvcache.trace.simulation import Job, jobs_of, run_job, simulate, survey
@@ -87,15 +84,14 @@ def searches_of(expanded, num_searches=3):
     """Searches of two environments whose every inference expands the given nodes, one for each environment."""
     events, roots, nodes = [], [], []
     for number in range(num_searches):
-        events += [(SEARCH, 0, 0), (ROOTS, 0, 2)]
-        of_roots = np.zeros(2, dtype=root_type(3))
+        of_roots = np.zeros(2, dtype=ROOT_TYPE)
         of_roots['env_id'], of_roots['beginning'] = [0, 1], CONTINUES if number else FIRST_STEP
         roots.append(of_roots)
-        for parents in expanded:
+        for kind, parents in [(0, (-1, -1)), *((EXPANSION, parents) for parents in expanded)]:
             new = np.zeros(2, dtype=node_type(3))
-            new['parent'], new['priors'] = parents, 1 / 3
+            new['parents'] = parents
             nodes.append(new)
-            events.append((EXPANSION, 0, 2))
+            events.append((kind, 2))
     return EventRecords(np.array(events, dtype=EVENT), np.concatenate(roots), np.concatenate(nodes))
 
 
@@ -303,8 +299,8 @@ def test_a_full_disk_leaves_no_halves_and_is_named(chain, tiny_disk):
 
 
 def test_wrong_files_are_refused_by_a_sentence(tmp_path):
-    write(tmp_path / 'empty', EventRecords(np.array([(SEARCH, 0, 0)], dtype=EVENT), *(
-        np.zeros(0, dtype=kind(3)) for kind in (root_type, node_type)
+    write(tmp_path / 'empty', EventRecords(np.array([(0, 0)], dtype=EVENT), *(
+        np.zeros(0, dtype=kind) for kind in (ROOT_TYPE, node_type(3))
     )))
     (tmp_path / 'other').write_text('not a trace')
     for name, message in (

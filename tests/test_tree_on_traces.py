@@ -1,6 +1,7 @@
 """
 Strategy 'tree' against Belady's optimum and all other strategies, on real searches of trained models that it was not
-designed on: a part of each trace that docs/strategies.md measures whole.
+designed on, but for how often it looks at a search and what it estimates in between: a part of each trace that
+docs/strategies.md measures whole.
 """
 from functools import cache
 from pathlib import Path

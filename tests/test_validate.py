@@ -6,7 +6,8 @@ from models import build_model, kv_cache, observations, random_action, two_token
 from searches import search
 from test_world_model import MODELS
 
-from lzero_kvcache.world_model import release_limits, validated
+from lzero_kvcache.world_model import release_limits, stock_caches, validated
+from lzero_kvcache.world_model.managed import ManagedInference
 from lzero_kvcache.world_model.validation_report import KVCacheMismatchError, StockInferenceError
 
 
@@ -72,7 +73,7 @@ def expand_root_and_child(player):
 def test_unequal_lengths_are_not_compared():
     player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
     expand_root_and_child(player)
-    assert player.report.not_compared == {validated.PADDED: 1}
+    assert player.report.not_compared == {stock_caches.PADDED: 1}
     assert player.report.agreed == 5
 
 
@@ -88,13 +89,13 @@ def test_a_history_that_changes_owner_is_not_compared():
     player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
     player.step([0, 1])
     player.step([1, 0])
-    assert player.report.not_compared == {validated.NO_HISTORY: 2}
+    assert player.report.not_compared == {stock_caches.NO_HISTORY: 2}
 
 
 def test_keys_that_collide_in_the_release_are_not_compared():
     player = Player(kv_cache=kv_cache(mode='validate'), context_length=20, randomise=False)
     player.step([0, 1], 10)
-    assert player.report.not_compared[validated.WRONG_ENTRY] > 0
+    assert player.report.not_compared[stock_caches.WRONG_ENTRY] > 0
     assert player.report.agreed > 0
 
 
@@ -102,8 +103,8 @@ def test_searches_longer_than_the_release_knows_of_are_not_compared_where_it_ove
     player = Player(kv_cache=kv_cache(mode='validate'), context_length=20, env_num=1, num_simulations=5)
     for _ in range(3):
         player.step([0], 40)
-    assert player.report.not_compared[validated.WRONG_ENTRY] > 0
-    assert set(player.report.not_compared) <= {validated.WRONG_ENTRY, validated.MISS}
+    assert player.report.not_compared[stock_caches.WRONG_ENTRY] > 0
+    assert set(player.report.not_compared) <= {stock_caches.WRONG_ENTRY, validated.MISS}
 
 
 def test_position_tables_of_other_weights_are_not_compared():
@@ -123,7 +124,7 @@ def test_keys_and_values_of_other_weights_are_not_compared():
             block.attn.key.weight.mul_(1.5)
     player.step([0], 5)
     assert player.report.agreed == 6
-    assert player.report.not_compared == {validated.OLD_WEIGHTS: 6}
+    assert player.report.not_compared == {stock_caches.OLD_WEIGHTS: 6}
 
 
 def test_tokens_that_the_release_misplaces_are_not_compared():
@@ -144,19 +145,18 @@ def test_what_differs_by_design_is_not_compared():
 def test_a_difference_names_environment_depth_and_size(depth, monkeypatch):
     """A defect is planted in the managed value prediction, at one depth of one environment."""
     player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
-    managed = player.model.world_model.kv_cache_inference.managed
     hook = 'initial' if depth == 0 else 'recurrent'
-    original = getattr(managed, hook)
+    original = getattr(ManagedInference, hook)
     at_depth = {'now': 0}
 
-    def with_a_defect(world_model, *arguments):
-        outputs = original(world_model, *arguments)
+    def with_a_defect(*arguments):
+        outputs = original(*arguments)
         at_depth['now'] = 0 if hook == 'initial' else at_depth['now'] + 1
         if at_depth['now'] == depth:
             outputs[4][0, 0, 7] += 0.25
         return outputs
 
-    monkeypatch.setattr(managed, hook, with_a_defect)
+    monkeypatch.setattr(ManagedInference, hook, with_a_defect)
     message = (
         rf'environment 2, depth {depth}: the managed value prediction differs from the stock one by 0\.25, '
         r'more than validation_tolerance 0\.0001'
@@ -231,14 +231,14 @@ def what_the_release_cannot_run(steps=6, num_simulations=6, **options):
 def test_windows_of_odd_length_are_not_compared_once_they_are_full(context_length, rotary):
     report = what_the_release_cannot_run(context_length=context_length, rotary=rotary)
     assert report.agreed > 0
-    assert set(report.not_compared) <= {release_limits.ODD_WINDOW, validated.PADDED, validated.MISPLACED}
+    assert set(report.not_compared) <= {release_limits.ODD_WINDOW, stock_caches.PADDED, validated.MISPLACED}
     assert report.not_compared[release_limits.ODD_WINDOW] > 20
 
 
 def test_contexts_longer_than_the_releases_attention_are_not_compared():
     report = what_the_release_cannot_run(context_length=20, max_tokens=6, max_blocks=3, rotary=True)
     assert report.agreed > 0
-    assert set(report.not_compared) <= {release_limits.TOO_LONG, validated.PADDED, validated.MISPLACED}
+    assert set(report.not_compared) <= {release_limits.TOO_LONG, stock_caches.PADDED, validated.MISPLACED}
     assert report.not_compared[release_limits.TOO_LONG] > 20
 
 

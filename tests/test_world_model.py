@@ -8,10 +8,10 @@ from models import build_model, kv_cache, observations, random_action, two_token
 from oracle import Oracle
 from searches import PREDICTIONS, live_nodes, replay, search
 
+from lzero_kvcache.search.search import Search
 from lzero_kvcache.store import TokenStore
-from lzero_kvcache.world_model import managed
 from lzero_kvcache.world_model.cached_model import CachedModel
-from lzero_kvcache.world_model.lineage import SearchLineage
+from lzero_kvcache.world_model.forward import Forward
 from lzero_kvcache.world_model.managed import ManagedInference
 
 MODELS = {
@@ -168,7 +168,7 @@ def test_contexts_in_the_pools_are_not_touched_by_later_inferences():
     pool = model.world_model.kv_cache_manager.init_pools[0]
     context = pool.peek(next(pool.keys()))
     before = kv_of(inference, context)
-    with inference.store.gather([context], 0, before) as batch:
+    with inference.store.gather([context], 0, inference._model.forward.model) as batch:
         batch.kv.fill_(7.)
     episodes.step([0, 1], 4)
     torch.testing.assert_close(kv_of(inference, context), before, rtol=0, atol=0)
@@ -176,7 +176,7 @@ def test_contexts_in_the_pools_are_not_touched_by_later_inferences():
 
 
 def kv_of(inference, context):
-    with inference.store.gather([context], 0, torch.zeros(0)) as batch:
+    with inference.store.gather([context], 0, inference._model.forward.model) as batch:
         return batch.kv.clone()
 
 
@@ -377,8 +377,8 @@ def test_an_exception_within_an_inference_leaks_nothing():
 
 @pytest.mark.parametrize('pools', [{}, TINY_POOLS], ids=['default pools', 'tiny pools'])
 @pytest.mark.parametrize('owner, name, call', [
-    (managed, '_copy_to_host', 3), (ManagedInference, '_add_nodes', 3), (SearchLineage, 'name_latents', 3),
-    (TokenStore, '_gather', 4), (TokenStore, '_reserve', 4), (CachedModel, 'append', 6),
+    (ManagedInference, '_add_nodes', 3), (Search, 'add', 3), (TokenStore, 'gather', 1), (TokenStore, 'index_of', 1),
+    (TokenStore, 'reserve', 4), (TokenStore, 'extend', 1), (CachedModel, 'append', 1), (Forward, 'step', 1),
 ])
 def test_a_search_that_breaks_off_leaks_nothing(monkeypatch, owner, name, call, pools):
     model = build_model(kv_cache=kv_cache(strategy='lru', **pools))

@@ -13,17 +13,19 @@ Value = TypeVar('Value')
 
 
 class Clock:
-    """
-    Overview:
-        What a section may spend, and has spent. Where that is too little, it measures fewer sizes, not fewer samples.
-        The screen is drawn between measurements only.
-    Arguments:
-        - progress (:obj:`Progress`): Shows how far the section is; one that does not draw by itself.
-        - seconds (:obj:`float`): What may be spent.
+    """What a section may spend, and has spent.
+
+    Where that is too little, it measures fewer sizes, not fewer samples. The screen is drawn between measurements only.
+    ``notes`` are sentences that are shown below the section's table.
+
+    Args:
+        progress: Shows how far the section is; one that does not draw by itself.
+        seconds: What may be spent.
     """
 
     def __init__(self, progress: Progress, seconds: float = inf) -> None:
         self.left_out: list[str] = []
+        self.notes: list[str] = []
         self._progress = progress
         self._end = perf_counter() + seconds
         self._label = ''
@@ -32,13 +34,9 @@ class Clock:
         self.measured = self.computed = 0.
 
     def each(self, values: Sequence[Value], label: Callable[[Value], str]) -> Iterator[Value]:
-        """
-        Overview:
-            The sizes that a section measures. The first is never left out, the others are where less time is left than
-            half of what the size before has taken.
-        Arguments:
-            - values (:obj:`Sequence`): All sizes.
-            - label (:obj:`Callable`): What the screen says of one.
+        """The sizes that a section measures, each with a label for the screen.
+
+        The first is never left out, the others are where less time is left than half of what the size before has taken.
         """
         task = self._progress.add_task('', total=len(values))
         taken = 0.
@@ -57,52 +55,38 @@ class Clock:
         self._progress.remove_task(task)
 
     def has_time_for(self, seconds: float) -> bool:
-        """
-        Overview:
-            Whether the section may spend so much on the present size.
-        Arguments:
-            - seconds (:obj:`float`): What it would take.
-        """
+        """Whether the section may spend so much on the present size."""
         return self._is_first or self._end - perf_counter() >= seconds
 
     def leave_out(self) -> None:
-        """
-        Overview:
-            The present size is not measured.
-        """
+        """The present size is not measured."""
         self.left_out.append(self._label)
 
     def end_of_size(self) -> float:
-        """
-        Overview:
-            When, by ``perf_counter``, the present size has had its share of what is left.
-        """
+        """When, by ``perf_counter``, the present size has had its share of what is left."""
         now = perf_counter()
         return now + (self._end - now) / self._values_left
 
     @contextmanager
     def measuring(self) -> Iterator[None]:
-        """
-        Overview:
-            What is done within the ``with`` block is measured: it adds to ``measured``, the seconds that went by, and
-            to ``computed``, those for which this thread had a core.
-        """
+        """What is done within the ``with`` block is measured, by this thread."""
         began, computed = perf_counter(), thread_time()
         yield
-        self.measured += perf_counter() - began
-        self.computed += thread_time() - computed
+        self.add(perf_counter() - began, thread_time() - computed)
+
+    def add(self, measured: float, computed: float) -> None:
+        """So many seconds have been measured, and whoever was measured had a core for so many."""
+        self.measured += measured
+        self.computed += computed
 
 
 def busy_sentence(measured: float, computed: float, load_before: float, cores: int) -> Optional[str]:
-    """
-    Overview:
-        A word where a machine was busy.
-    Arguments:
-        - measured, computed (:obj:`float`): As ``Clock`` has them.
-        - load_before (:obj:`float`): Processes that wanted a core in the minute before, on average.
-        - cores (:obj:`int`): Cores of the machine.
-    Returns:
-        - sentence (:obj:`Optional[str]`): None where it was quiet.
+    """A word where a machine was busy, None where it was quiet.
+
+    Args:
+        measured, computed: As ``Clock`` has them.
+        load_before: Processes that wanted a core in the minute before, on average.
+        cores: Cores of the machine.
     """
     if computed >= QUIET * measured and load_before <= cores / 2:
         return None

@@ -15,10 +15,7 @@ AXES = {'env_num': 'environments', 'num_simulations': 'simulations', 'context_le
 
 
 class Growth(Section):
-    """
-    Overview:
-        A collect step with more environments, more simulations, longer windows, release beside plugin.
-    """
+    """A collect step with more environments, more simulations, longer windows, release beside plugin."""
     name = 'growth'
 
     def measure(self, settings: Settings, clock: Clock) -> list[dict]:
@@ -32,7 +29,7 @@ class Growth(Section):
             search[axis] = value
             searchers = [Searcher(**search), Searcher(**search, kv_cache={})]
             warm_up = until_the_window_is_full(search['context_length'])
-            times = in_turn(searchers, warm_up, settings.growth_steps, clock)
+            times = in_turn([searcher.collect for searcher in searchers], warm_up, settings.growth_steps, clock)
             if times is None:
                 continue
             of_release, of_plugin = times

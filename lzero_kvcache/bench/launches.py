@@ -12,6 +12,7 @@ from .section import COLORS, Section, in_lines, table_of
 from .settings import MODELS, Settings
 from .timing import until_the_window_is_full
 
+GOAL = 60
 # They look at memory or reserve it, and start nothing on a GPU.
 NO_LAUNCH = {f'aten::{name}' for name in (
     'alias', 'as_strided', 'broadcast_to', 'chunk', 'detach', 'detach_', 'empty', 'empty_like', 'empty_strided',
@@ -29,11 +30,10 @@ COMPOSITE = {f'aten::{name}' for name in (
 
 
 class Launches(Section):
-    """
-    Overview:
-        Operations that start a kernel on a GPU, per simulation, counted by ``torch.profiler``: the slope between
-        searches of two lengths. They are the same on a CPU without packed weights, but for copies from and to the host,
-        which a CPU does not need.
+    """Operations that start a kernel on a GPU, per simulation, counted by ``torch.profiler``.
+
+    The slope between searches of two lengths. They are the same on a CPU without packed weights, but for copies from
+    and to the host, which a CPU does not need.
     """
     name = 'launches'
 
@@ -59,7 +59,8 @@ class Launches(Section):
         return sum(launches(event) for event in profiler.events() if event.cpu_parent is None)
 
     def table(self, rows: list[dict]) -> Table:
-        table = table_of('Kernel launches per simulation', 'model', 'release', 'plugin', 'plugin / release')
+        table = table_of(f'Kernel launches per simulation (goal {GOAL})', 'model', 'release', 'plugin',
+                         'plugin / release')
         for row in rows:
             table.add_row(row['model'], f"{row['release']:.1f}", f"{row['plugin']:.1f}", f"{row['ratio']:.2f}")
         return table
@@ -71,16 +72,14 @@ class Launches(Section):
                              color=color, label=arm)
             panel.bar_label(bars, fmt='%.0f')
         panel.set_xticks(range(len(rows)), [in_lines(row['model']) for row in rows])
+        panel.axhline(GOAL, color='black', linestyle=':', label='goal')
         panel.set(title='kernel launches per simulation', ylabel='launches')
         panel.legend(frameon=False)
 
 
 @contextmanager
 def without_packed_weights() -> Iterator[None]:
-    """
-    Overview:
-        Let models that begin to search within the ``with`` block compute every product as a GPU does.
-    """
+    """Let models that begin to search within the ``with`` block compute every product as a GPU does."""
     smallest, linear.SMALLEST_PACKED = linear.SMALLEST_PACKED, float('inf')
     try:
         yield
@@ -89,12 +88,7 @@ def without_packed_weights() -> Iterator[None]:
 
 
 def launches(event: Any) -> int:
-    """
-    Overview:
-        How many kernels an operation starts.
-    Arguments:
-        - event (:obj:`FunctionEvent`): Of ``torch.profiler``, with the operations that it consists of.
-    """
+    """How many kernels an operation starts; the event, of ``torch.profiler``, has those that it consists of."""
     if event.name in NO_LAUNCH:
         return 0
     if '::' not in event.name or event.name in COMPOSITE:

@@ -24,22 +24,22 @@ from .section import Section
 from .settings import Settings
 from .small_pools import SmallPools
 from .steps import CollectSteps
+from .training import Training
 
 SECTIONS: tuple[Section, ...] = (
-    CollectSteps(), Growth(), SmallPools(), Memory(), PoolOperations(), Launches()
+    CollectSteps(), Growth(), SmallPools(), Memory(), PoolOperations(), Launches(), Training()
 )
 REPORT, LOG = 'benchmark_kv_cache.json', 'benchmark_kv_cache.log'
 
 
 def run_benchmark(names: Sequence[str], settings: Settings, threads: int, out: Path) -> None:
-    """
-    Overview:
-        Measure, show the tables, and write JSON and plots. What is done is written before the next section begins.
-    Arguments:
-        - names (:obj:`Sequence[str]`): The sections.
-        - settings (:obj:`Settings`): What is measured, and how often.
-        - threads (:obj:`int`): Threads of PyTorch.
-        - out (:obj:`Path`): The folder.
+    """Measure, show the tables, and write JSON and plots. What is done is written before the next section begins.
+
+    Args:
+        names: The sections.
+        settings: What is measured, and how often.
+        threads: Threads of PyTorch.
+        out: The folder.
     """
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(threads)
@@ -59,13 +59,16 @@ def run_benchmark(names: Sequence[str], settings: Settings, threads: int, out: P
                 rows = section.measure(settings, clock)
                 report['sections'][section.name] = rows
                 report['measured'][section.name] = dict(
-                    seconds=clock.measured, seconds_with_a_core=clock.computed, left_out=clock.left_out
+                    seconds=clock.measured, seconds_with_a_core=clock.computed, left_out=clock.left_out,
+                    notes=clock.notes
                 )
                 write_atomically(out / REPORT, json.dumps(report, indent=2))
                 draw(section, rows, out / f'{section.name}.png')
                 progress.console.print(section.table(rows))
                 if clock.left_out:
                     progress.console.print(f"Left out, because the time was short: {'; '.join(clock.left_out)}.")
+                for note in clock.notes:
+                    progress.console.print(note, markup=False)
                 progress.console.print()
                 progress.advance(overall)
         busy = busy_sentence(sum(clock.measured for clock in clocks), sum(clock.computed for clock in clocks),
@@ -77,14 +80,7 @@ def run_benchmark(names: Sequence[str], settings: Settings, threads: int, out: P
 
 
 def draw(section: Section, rows: list[dict], path: Path) -> None:
-    """
-    Overview:
-        Write the plot of one section.
-    Arguments:
-        - section (:obj:`Section`): The section.
-        - rows (:obj:`List[Dict]`): What it has measured.
-        - path (:obj:`Path`): The picture's path.
-    """
+    """Write the plot of what one section has measured."""
     figure = Figure(figsize=(13, 4.5), layout='constrained')
     section.plot(rows, figure)
     for panel in figure.axes:

@@ -15,17 +15,16 @@ WEIGHT_SCALE = 2.0
 
 
 class Searcher:
-    """
-    Overview:
-        One policy with random weights on random observations.
-    Arguments:
-        - embed_dim (:obj:`int`): Width of the model, which has 2 layers.
-        - context_length (:obj:`int`): Its window in tokens.
-        - kv_cache (:obj:`Optional[dict]`): The plugin's ``kv_cache`` entry; None: LightZero's own policy.
-        - observation (:obj:`str`): 'vector' or 'image'.
-        - rotary (:obj:`bool`): Rotary positions instead of learned ones.
-        - env_num (:obj:`int`): Environments.
-        - num_simulations (:obj:`int`): Simulations per search.
+    """One policy with random weights on random observations.
+
+    Args:
+        embed_dim: Width of the model, which has 2 layers.
+        context_length: Its window in tokens.
+        kv_cache: The plugin's ``kv_cache`` entry; None: LightZero's own policy.
+        observation: 'vector' or 'image'.
+        rotary: Rotary positions instead of learned ones.
+        env_num: Environments.
+        num_simulations: Simulations per search.
     """
 
     def __init__(
@@ -67,16 +66,15 @@ class Searcher:
         if not self.world_model.config.rotary_emb:
             self.world_model.precompute_pos_emb_diff_kv()
 
-    def collect(self) -> Any:
-        """
-        Overview:
-            One collect step of all environments, search included. Equal calls of two searchers see equal observations.
-        Returns:
-            - output (:obj:`dict`): What the policy returns.
-        """
+    def observations(self) -> torch.Tensor:
+        """What all environments show at the present step, (env_num, ...)."""
         generator = torch.Generator().manual_seed(self._timestep)
+        return torch.rand(self._env_num, *self._shape, generator=generator)
+
+    def collect(self) -> Any:
+        """One collect step of all environments, search included; two searchers see equal observations."""
         output = self.policy.collect_mode.forward(
-            torch.rand(self._env_num, *self._shape, generator=generator), [np.ones(NUM_ACTIONS)] * self._env_num, 1.,
+            self.observations(), [np.ones(NUM_ACTIONS)] * self._env_num, 1.,
             [-1] * self._env_num, 0.25, ready_env_id=list(range(self._env_num)),
             timestep=[np.array(self._timestep)] * self._env_num
         )

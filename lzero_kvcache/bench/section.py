@@ -11,62 +11,30 @@ COLORS = {'release': 'tab:orange', 'plugin': 'tab:blue'}
 
 
 class Section(ABC):
-    """
-    Overview:
-        One question that the benchmark answers: measured, as a table, as a plot. ``name`` is its name on the command
-        line and in the files.
+    """One question that the benchmark answers: measured, as a table, as a plot.
+
+    ``name`` is its name on the command line and in the files.
     """
     name: str
 
     @abstractmethod
     def measure(self, settings: Settings, clock: Clock) -> list[dict]:
-        """
-        Overview:
-            Measure.
-        Arguments:
-            - settings (:obj:`Settings`): What and how often.
-            - clock (:obj:`Clock`): Says which sizes there is time for.
-        Returns:
-            - rows (:obj:`List[Dict]`): What was measured, ready for JSON.
-        """
+        """What was measured, in rows that are ready for JSON; the clock says which sizes there is time for."""
 
     @abstractmethod
     def table(self, rows: list[dict]) -> Table:
-        """
-        Overview:
-            The rows as a table.
-        Arguments:
-            - rows (:obj:`List[Dict]`): What ``measure`` has returned.
-        """
+        """The rows that ``measure`` has returned as a table."""
 
     @abstractmethod
     def plot(self, rows: list[dict], figure: Any) -> None:
-        """
-        Overview:
-            Draw the rows.
-        Arguments:
-            - rows (:obj:`List[Dict]`): What ``measure`` has returned.
-            - figure (:obj:`Figure`): Matplotlib's, empty.
-        """
+        """Draw the rows on an empty figure of matplotlib."""
 
 
 def table_of(title: str, *columns: str, names: int = 1) -> Table:
-    """
-    Overview:
-        An empty table: text on the left, numbers on the right.
-    Arguments:
-        - title (:obj:`str`): Its title.
-        - columns (:obj:`str`): Their headings.
-        - names (:obj:`int`): How many of them, from the left, name a row.
-    """
+    """An empty table; ``names`` columns on the left are text that names a row, the others numbers."""
     return WideTable(title, columns[:names], columns[names:])
 
 
 def in_lines(name: str) -> str:
-    """
-    Overview:
-        A model's name as a label below an axis.
-    Arguments:
-        - name (:obj:`str`): The name.
-    """
+    """A model's name as a label below an axis."""
     return name.replace(', ', '\n')

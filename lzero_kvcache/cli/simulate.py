@@ -35,15 +35,16 @@ def simulate(
 
     # The name of '.' or '/' is empty.
     out = out or trace.parent / f'{trace.stem}_simulated'
-    refusal, interrupted = None, False
+    refusal, interrupted, outcomes = None, False, []
     # What importing a user's module, and with it DI-engine, prints is of no use.
     with output_to() as screen:
-        with spinner(screen, f'Reading {trace} ...'):
-            from ..trace.choices import chosen_strategies
-            from ..trace.folder import check_folder, settings_of
-            from ..trace.simulation import jobs_of, survey
-            from ..trace.sizes import parse_sizes
-            try:
+        try:
+            with spinner(screen, f'Reading {trace} ...'):
+                from ..trace.choices import chosen_strategies
+                from ..trace.folder import check_folder, settings_of
+                from ..trace.simulation import jobs_of, survey
+                from ..trace.sizes import parse_sizes
+
                 for module in modules:
                     _register_strategies_of(module)
                 shares = parse_sizes(sizes)
@@ -54,20 +55,13 @@ def simulate(
                 check_folder(out, settings)
                 with disk_full_named(out):
                     out.mkdir(parents=True, exist_ok=True)
-            except FileNotFoundError as error:
-                refusal = f'{_sentence(error)}{_nearest(trace)}'
-            except (ValueError, OSError, ImportError, DiskFullError) as error:
-                refusal = _sentence(error)
-        if refusal is None:
             _show_survey(screen, seen)
-            outcomes: list = []
-            try:
-                _replay(screen, trace, replays, jobs, modules, outcomes)
-            except KeyboardInterrupt:
-                interrupted = True
-            except (ValueError, BrokenExecutor, EvictionStrategyError) as error:
-                refusal = str(error)
-        if refusal is None:
+            interrupted = _replay(screen, trace, replays, jobs, modules, outcomes)
+        except FileNotFoundError as error:
+            refusal = f'{_sentence(error)}{_nearest(trace)}'
+        except (ValueError, OSError, ImportError, DiskFullError, BrokenExecutor, EvictionStrategyError) as error:
+            refusal = _sentence(error)
+        else:
             try:
                 _report(screen, seen, outcomes, len(replays), out, settings)
             except (OSError, DiskFullError) as error:
@@ -113,10 +107,12 @@ def _show_survey(screen: Any, seen: Any) -> None:
         screen.print('The file was cut off, perhaps because the run was killed: what is there is whole, and is used.')
 
 
-def _replay(screen: Any, trace: Path, replays: list, jobs: Optional[int], modules: tuple, outcomes: list) -> None:
+def _replay(screen: Any, trace: Path, replays: list, jobs: Optional[int], modules: tuple, outcomes: list) -> bool:
+    """Add to the outcomes what there is; whether the user has interrupted it."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from ..trace.simulation import simulate, usable_cores
+    from ..ab.machine_limits import cores
+    from ..trace.simulation import simulate
 
     columns = (
         TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
@@ -124,10 +120,14 @@ def _replay(screen: Any, trace: Path, replays: list, jobs: Optional[int], module
     )
     with Progress(*columns, console=screen) as progress:
         task = progress.add_task('replays', total=len(replays), speed='')
-        for outcome in simulate(trace, replays, jobs or usable_cores(), modules):
-            outcomes.append(outcome)
-            speed = sum(each.operations for each in outcomes) / sum(each.seconds for each in outcomes)
-            progress.update(task, advance=1, speed=f'{60 * speed / 1e6:.1f} M ops/min per process')
+        try:
+            for outcome in simulate(trace, replays, jobs or cores(), modules):
+                outcomes.append(outcome)
+                speed = sum(each.operations for each in outcomes) / sum(each.seconds for each in outcomes)
+                progress.update(task, advance=1, speed=f'{60 * speed / 1e6:.1f} M ops/min per process')
+        except KeyboardInterrupt:
+            return True
+    return False
 
 
 def _report(screen: Any, seen: Any, outcomes: list, wanted: int, out: Path, settings: Any) -> None:

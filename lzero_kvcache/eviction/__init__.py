@@ -8,7 +8,8 @@ from .lru import LRUEviction
 from .priority import PriorityEviction
 from .random import RandomEviction
 from .s3fifo import S3FIFOEviction
-from .search_tree import Expansion, SearchTree, SearchTreeNode
+from .search_nodes import SearchNodes
+from .search_tree import SearchTree, SearchTreeNode
 from .sieve import SIEVEEviction
 from .slru import SLRUEviction
 from .strategy import EvictionStrategy, build_eviction_policy, eviction_policy_factory, parse_strategy
@@ -22,7 +23,6 @@ __all__ = [
     'EvictionPolicy',
     'EvictionStrategy',
     'EvictionStrategyError',
-    'Expansion',
     'FIFOEviction',
     'LFUEviction',
     'LRUEviction',
@@ -32,6 +32,7 @@ __all__ = [
     'S3FIFOEviction',
     'SIEVEEviction',
     'SLRUEviction',
+    'SearchNodes',
     'SearchTree',
     'SearchTreeNode',
     'TreeEviction',

@@ -1,12 +1,12 @@
 from collections import OrderedDict
-from heapq import heapify, heappop, heappush
 from typing import Optional
-
-import numpy as np
 
 from .base import EvictionPolicy, Priority
 from .recompute_costs import RecomputeCosts
 from .search_tree import SearchTree, SearchTreeNode
+
+# The search is looked at again when it has made so many nodes, as a share of the entries but for some of each root.
+NEW_PER_LOOK, RESERVED = 0.3, 2
 
 
 class TreeEviction(EvictionPolicy):
@@ -16,7 +16,7 @@ class TreeEviction(EvictionPolicy):
         will not come soon, by its own selection rule on the values, rewards and priors that the model has predicted
         (see ``SearchTree``), or for which little is to be computed when it does (see ``RecomputeCosts``). Entries that
         have no place in the running search, such as roots of former steps, go before all of these, the least recently
-        used one first. An eviction costs O(n).
+        used one first. An eviction costs O(log n), and every few simulations a look at the search O(n).
     """
     follows_search = True
 
@@ -26,30 +26,30 @@ class TreeEviction(EvictionPolicy):
         self._nodes: dict[int, int] = {}
         self._slots: dict[int, int] = {}
         self._costs: Optional[RecomputeCosts] = None
-        self._heap: list[tuple[float, int]] = []
+        self._look_again_at = 0.0
 
     def insert(self, slot: int, priority: Priority = None) -> None:
         if not isinstance(priority, SearchTreeNode):
             self._others[slot] = None
             return
-        if priority.tree is not self._search:
-            self._begin(priority.tree)
-        node = priority.number
+        search, node = priority
+        if search is not self._search:
+            self._begin(search)
+        elif node in self._slots:
+            former = self._slots[node]
+            del self._nodes[former]
+            self._others[former] = None
         self._nodes[slot], self._slots[node] = node, slot
-        if self._is_looked_at():
-            origin = self._costs.add(node)
-            for cheaper in (node, origin):
-                if cheaper in self._slots:
-                    heappush(self._heap, (self._costs.of(cheaper), self._slots[cheaper]))
+        if self._costs is not None:
+            self._costs.add(node)
 
     def remove(self, slot: int) -> None:
         node = self._nodes.pop(slot, None)
         if node is None:
             del self._others[slot]
             return
-        if self._slots.get(node) == slot:
-            del self._slots[node]
-        if self._is_looked_at():
+        del self._slots[node]
+        if self._costs is not None:
             self._costs.remove(node)
 
     def touch(self, slot: int) -> None:
@@ -65,28 +65,17 @@ class TreeEviction(EvictionPolicy):
     def victim(self) -> int:
         if self._others:
             return next(iter(self._others))
-        if not self._is_looked_at():
+        if self._costs is None or self._search.num_nodes >= self._look_again_at:
             self._look_at_search()
-        while True:
-            cost, slot = heappop(self._heap)
-            if slot in self._nodes:
-                # What was removed since may have made it dearer.
-                cost_now = self._costs.of(self._nodes[slot])
-                heappush(self._heap, (cost_now, slot))
-                if cost_now <= cost:
-                    return slot
+        return self._slots[self._costs.cheapest()]
 
     def _begin(self, search: SearchTree) -> None:
         self._others.update(dict.fromkeys(self._nodes))
         self._nodes.clear()
         self._slots.clear()
-        self._search, self._costs, self._heap = search, None, []
-
-    def _is_looked_at(self) -> bool:
-        return self._costs is not None and self._costs.num_nodes == self._search.num_nodes
+        self._search, self._costs = search, None
 
     def _look_at_search(self) -> None:
-        nodes = np.array(list(self._nodes.values()))
-        self._costs = RecomputeCosts(self._search, nodes)
-        self._heap = list(zip(self._costs.of_many(nodes).tolist(), self._nodes))
-        heapify(self._heap)
+        self._costs = RecomputeCosts(self._search, self._slots)
+        reserved = RESERVED * self._search.nodes.ends[0]
+        self._look_again_at = self._costs.num_nodes + max(1, NEW_PER_LOOK * (len(self._slots) - reserved))

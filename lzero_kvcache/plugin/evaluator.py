@@ -25,11 +25,10 @@ SECONDS_BETWEEN_LOOKS = 0.001
 
 def mend_evaluator() -> None:
     """
-    Overview:
-        Let LightZero's ``MuZeroEvaluator`` evaluate any number of episodes, for the rest of this process and for the
-        stock policies, too. By itself it starts the next episode wherever an environment is free, but waits for a fixed
-        number from each: unless each environment runs exactly one episode, it ends in an ``IndexError`` as soon as
-        their lengths differ. Numbers that it can do are left to it.
+    Let LightZero's ``MuZeroEvaluator`` evaluate any number of episodes, for the rest of this process and for the stock
+    policies, too. By itself it starts the next episode wherever an environment is free, but waits for a fixed number
+    from each: unless each environment runs exactly one episode, it ends in an ``IndexError`` as soon as their lengths
+    differ. Numbers that it can do are left to it.
     """
     if MuZeroEvaluator.eval is not _eval:
         MuZeroEvaluator.eval = _eval
@@ -75,12 +74,8 @@ def _eval(
 
 def shares(n_episode: int, env_num: int) -> list[int]:
     """
-    Overview:
-        How many of the episodes each environment runs. The numbers are fixed beforehand, because environments begin
-        each of their episodes from a seed of their own: who is done sooner must not weigh more.
-    Arguments:
-        - n_episode (:obj:`int`): All episodes.
-        - env_num (:obj:`int`): Environments.
+    How many of the episodes each environment runs. The numbers are fixed beforehand, because environments begin each of
+    their episodes from a seed of their own: who is done sooner must not weigh more.
     """
     return [n_episode // env_num + (env_id < n_episode % env_num) for env_id in range(env_num)]
 
@@ -122,13 +117,8 @@ def _play(evaluator: MuZeroEvaluator, remaining: list[int]) -> tuple[list[dict],
 
 def first_observations(manager: BaseEnvManager, env_ids: Collection[int]) -> dict[int, dict]:
     """
-    Overview:
-        Wait for episodes to begin, which takes a while where environments run in processes of their own.
-    Arguments:
-        - manager (:obj:`BaseEnvManager`): DI-engine's manager of the environments.
-        - env_ids (:obj:`Collection[int]`): Whose episodes begin.
-    Returns:
-        - observations (:obj:`Dict[int, dict]`): The first observation of each.
+    Wait for episodes to begin, which takes a while where environments run in processes of their own; the first
+    observation of each.
     """
     while True:
         ready = manager.ready_obs

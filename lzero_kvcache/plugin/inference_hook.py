@@ -20,8 +20,8 @@ from ..world_model import KVCacheWorldModel, KVCacheWorldModelMixin
 from ..world_model.dimensions import check_dimensions
 from ..world_model.positions import host_timesteps
 from .evaluator import mend_evaluator
+from .numbered_search import number_nodes
 from .rounds import check_rounds_early
-from .scalar_transform import read_scalars_lean
 from .segment_timesteps import mend_segment_collector
 from .statistics import StatisticsReporter, say_that_stock_code_runs, step_listeners
 
@@ -44,6 +44,7 @@ class KVCachePolicyMixin:
         check_settings(cfg, ['eval'])
         mend_evaluator()
         mend_segment_collector()
+        number_nodes()
         check_rounds_early()
         if cfg.multi_gpu:
             mend_release()
@@ -64,24 +65,6 @@ class KVCachePolicyMixin:
             )
             self._kv_cache_is_searching = False
         return model
-
-    def _init_collect(self) -> None:
-        """
-        Overview:
-            As the stock policy's.
-        """
-        super()._init_collect()
-        if self._kv_cache_world_model is not None:
-            read_scalars_lean(self._mcts_collect)
-
-    def _init_eval(self) -> None:
-        """
-        Overview:
-            As the stock policy's.
-        """
-        super()._init_eval()
-        if self._kv_cache_world_model is not None:
-            read_scalars_lean(self._mcts_eval)
 
     def _forward_collect(
             self,
@@ -168,6 +151,8 @@ class KVCachePolicyMixin:
                 output = search(env_ids)
         finally:
             self._kv_cache_is_searching = False
+            # The histories keep them, for every environment by itself.
+            self.last_batch_obs = self.last_batch_action = None
         histories.take(phase, env_ids, [output[env_id]['action'] for env_id in env_ids])
         self._kv_cache_statistics.count_search(phase, len(env_ids))
         return output

@@ -14,7 +14,8 @@ from easydict import EasyDict
 
 from ..config import KEY_PATH, WORLD_MODEL_PATH, entry_of
 from ..placement import check_placement
-from ..world_model.histories import RebuildStats, RootStats
+from ..stats import RebuildStats
+from ..world_model.histories import RootStats
 from .hooked_manager import HookedKVCacheManager
 from .hooks import has_manager_hook
 from .pools_config import LEFT_TO_LIGHTZERO, pools_config

@@ -3,12 +3,7 @@ from typing import Any
 
 
 def is_of_plugin(policy: Any) -> bool:
-    """
-    Overview:
-        Whether a policy is one of the plugin's, whatever its mode.
-    Arguments:
-        - policy (:obj:`Policy.collect_function`): A mode of the policy, as its workers have it.
-    """
+    """Whether a policy, as its workers have it, is one of the plugin's, whatever its mode."""
     try:
         policy.get_attribute('kv_cache_statistics')
     except NotImplementedError:
@@ -17,10 +12,5 @@ def is_of_plugin(policy: Any) -> bool:
 
 
 def has_managed_cache(policy: Any) -> bool:
-    """
-    Overview:
-        Whether a policy is one of the plugin's, with the cache on.
-    Arguments:
-        - policy (:obj:`Policy.collect_function`): A mode of the policy, as its workers have it.
-    """
+    """Whether a policy, as its workers have it, is one of the plugin's, with the cache on."""
     return is_of_plugin(policy) and policy.get_attribute('kv_cache_statistics') is not None

@@ -12,9 +12,8 @@ from .recognition import has_managed_cache, is_of_plugin
 
 def check_rounds_early() -> None:
     """
-    Overview:
-        Let LightZero's collectors and evaluator refuse, as soon as they are given a policy, what they would end in
-        later on. For the rest of this process, and as far as their rounds go, for the stock policies, too.
+    Let LightZero's collectors and evaluator refuse, as soon as they are given a policy, what they would end in later
+    on. For the rest of this process, and as far as their rounds go, for the stock policies, too.
     """
     for worker_class, check in (
             (MuZeroCollector, _check_collector), (MuZeroSegmentCollector, _check_segment_collector),
@@ -26,14 +25,8 @@ def check_rounds_early() -> None:
 
 def check_episodes(policy_config: Mapping[str, Any], env_num: int, prefix: str = '') -> None:
     """
-    Overview:
-        Check a round of ``train_unizero``.
-    Arguments:
-        - policy_config (:obj:`Mapping`): The policy's.
-        - env_num (:obj:`int`): Environments that collect.
-        - prefix (:obj:`str`): Stands before the key path in error messages, e.g. "arms['lru'].".
-    Raises:
-        - ValueError: If there are fewer episodes than environments.
+    A ValueError if a round of ``train_unizero`` has fewer episodes than environments; its key path follows ``prefix``,
+    e.g. "arms['lru'].".
     """
     n_episode = policy_config.get('n_episode')
     if n_episode is not None and n_episode < env_num:
@@ -44,14 +37,7 @@ def check_episodes(policy_config: Mapping[str, Any], env_num: int, prefix: str =
 
 
 def check_segments(policy_config: Mapping[str, Any], env_num: int, prefix: str = '') -> None:
-    """
-    Overview:
-        Check a round of ``train_unizero_segment``.
-    Arguments:
-        - policy_config, env_num, prefix: As those of ``check_episodes``.
-    Raises:
-        - ValueError: If there are not as many game segments as environments.
-    """
+    """A ValueError if a round of ``train_unizero_segment`` has not as many game segments as environments."""
     num_segments = policy_config.get('num_segments')
     if num_segments is not None and num_segments != env_num:
         raise ValueError(
@@ -61,17 +47,7 @@ def check_segments(policy_config: Mapping[str, Any], env_num: int, prefix: str =
 
 
 def check_room(policy_config: Mapping[str, Any], key: str, env_num: int, prefix: str = '') -> None:
-    """
-    Overview:
-        Check that a managed cache has room for all environments.
-    Arguments:
-        - policy_config (:obj:`Mapping`): The policy's.
-        - key (:obj:`str`): 'collector_env_num' or 'evaluator_env_num'.
-        - env_num (:obj:`int`): Environments that collect, or evaluate.
-        - prefix (:obj:`str`): Stands before the key path in error messages, e.g. "arms['lru'].".
-    Raises:
-        - ValueError: If there are more of them than the policy names.
-    """
+    """A ValueError if there are more environments than those that the policy names, for which the cache has room."""
     if env_num > max(policy_config['collector_env_num'], policy_config['evaluator_env_num']):
         raise ValueError(
             f'{prefix}env.{key} is {env_num}, but policy.{key} is {policy_config[key]}, and the cache has room for the '

@@ -16,11 +16,10 @@ logger = logging.getLogger('lzero_kvcache')
 @cache
 def mend_segment_collector() -> None:
     """
-    Overview:
-        Let LightZero's ``MuZeroSegmentCollector`` collect where observations have no timestep, for the rest of this
-        process and for the stock policies, too: by itself it ends in a ``KeyError``. A policy with a managed cache is
-        handed the timestep of each step. By itself the collector hands down those that it has begun to collect with,
-        for all steps until it has its segments.
+    Let LightZero's ``MuZeroSegmentCollector`` collect where observations have no timestep, for the rest of this process
+    and for the stock policies, too: by itself it ends in a ``KeyError``. A policy with a managed cache is handed the
+    timestep of each step. By itself the collector hands down those that it has begun to collect with, for all steps
+    until it has its segments.
     """
     MuZeroSegmentCollector.reset_env = _with_timesteps(MuZeroSegmentCollector.reset_env)
 
@@ -36,12 +35,9 @@ def _with_timesteps(reset_env: Callable) -> Callable:
 
 class StepCountingEnvManager:
     """
-    Overview:
-        An environment manager whose observations have a ``timestep``: their own, or else the number of steps since the
-        environment was reset. Whatever else is asked for is the manager's.
-    Arguments:
-        - manager (:obj:`BaseEnvManager`): The manager.
-        - collector (:obj:`MuZeroSegmentCollector`): Whose timesteps follow those of the observations that are ready.
+    An environment manager whose observations have a ``timestep``: their own, or else the number of steps since the
+    environment was reset. Whatever else is asked for is the manager's. The collector's timesteps follow those of the
+    observations that are ready.
     """
 
     def __init__(self, manager: BaseEnvManager, collector: MuZeroSegmentCollector) -> None:
@@ -54,10 +50,7 @@ class StepCountingEnvManager:
 
     @property
     def ready_obs(self) -> dict[int, Any]:
-        """
-        Overview:
-            As the manager's.
-        """
+        """As the manager's."""
         observations = {env_id: self._with_timestep(env_id, obs) for env_id, obs in self._manager.ready_obs.items()}
         if has_managed_cache(self._collector._policy):
             self._collector.timestep_dict.update(
@@ -66,27 +59,18 @@ class StepCountingEnvManager:
         return observations
 
     def launch(self, reset_param: Optional[dict] = None) -> None:
-        """
-        Overview:
-            As the manager's.
-        """
+        """As the manager's."""
         self._steps.clear()
         self._manager.launch(reset_param)
 
     def reset(self, reset_param: Optional[dict] = None) -> None:
-        """
-        Overview:
-            As the manager's.
-        """
+        """As the manager's."""
         for env_id in list(self._steps) if reset_param is None else reset_param:
             self._steps.pop(env_id, None)
         self._manager.reset(reset_param)
 
     def step(self, actions: dict[int, Any]) -> dict[int, BaseEnvTimestep]:
-        """
-        Overview:
-            As the manager's. An environment whose episode is done has been reset by it.
-        """
+        """As the manager's. An environment whose episode is done has been reset by it."""
         timesteps = self._manager.step(actions)
         counted = {}
         for env_id, timestep in timesteps.items():

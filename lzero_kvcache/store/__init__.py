@@ -1,5 +1,5 @@
-"""Where the keys and values of the cached contexts lie in memory."""
-from .context import Context, ContextBatch, PrecedingSteps
-from .token_store import TokenShape, TokenStore
+"""Which tokens the cached contexts consist of, and where their keys and values lie in memory."""
+from .context import Context, ContextBatch
+from .token_store import TokenStore
 
-__all__ = ['Context', 'ContextBatch', 'PrecedingSteps', 'TokenShape', 'TokenStore']
+__all__ = ['Context', 'ContextBatch', 'TokenStore']

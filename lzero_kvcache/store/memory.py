@@ -7,11 +7,8 @@ import torch
 
 def tensor_bytes(values: Sequence[Any]) -> int:
     """
-    Overview:
-        Bytes of all tensors and arrays that are found in values, in containers and in attributes of objects (such as
-        LightZero's ``KeysValues``). What is met twice counts once.
-    Arguments:
-        - values (:obj:`Sequence[Any]`): Anything.
+    Bytes of all tensors and arrays that are found in values, in containers and in attributes of objects (such as
+    LightZero's ``KeysValues``). What is met twice counts once.
     """
     total, met, waiting = 0, set(), list(values)
     while waiting:

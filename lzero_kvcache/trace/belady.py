@@ -1,3 +1,4 @@
+from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
 from heapq import heappop, heappush
 from typing import Any
@@ -9,49 +10,31 @@ NEVER = float('inf')
 
 
 class Future:
-    """
-    Overview:
-        When each key of a pool will be asked for. Its owner counts ``now`` on.
-    """
+    """When each key of a pool will be asked for. Its owner counts ``now`` on."""
 
     def __init__(self) -> None:
         self.now = 0
         self._uses: Mapping[Hashable, Sequence[int]] = {}
-        self._next: dict[Hashable, int] = {}
 
     def begin(self, uses: Mapping[Hashable, Sequence[int]]) -> None:
-        """
-        Overview:
-            A new future.
-        Arguments:
-            - uses (:obj:`Mapping[Hashable, Sequence[int]]`): By key, the times at which it is asked for, rising.
-        """
+        """A new future: by key, the times at which it is asked for, rising."""
         self.now = 0
         self._uses = uses
-        self._next = {}
 
     def next_use(self, key: Hashable) -> float:
-        """
-        Overview:
-            The first time after ``now`` at which a key is asked for; infinity: never.
-        Arguments:
-            - key (:obj:`Hashable`): The key.
-        """
-        uses, place = self._uses.get(key, ()), self._next.get(key, 0)
-        while place < len(uses) and uses[place] <= self.now:
-            place += 1
-        self._next[key] = place
+        """The first time after ``now`` at which a key is asked for; infinity: never."""
+        uses = self._uses.get(key, ())
+        place = bisect_right(uses, self.now)
         return uses[place] if place < len(uses) else NEVER
 
 
 class BeladyEviction(EvictionPolicy):
     """
-    Overview:
-        The entry that is asked for farthest in the future goes first (Belady 1966, "A study of replacement algorithms
-        for a virtual-storage computer"; optimal by Mattson et al. 1970). No strategy has more hits, but it has to know
-        the future: a bound, not a strategy of a run. Every operation costs amortised O(log n).
-    Arguments:
-        - future (:obj:`Future`): What will be asked for.
+    The entry that is asked for farthest in the future goes first.
+
+    Belady 1966, "A study of replacement algorithms for a virtual-storage computer"; optimal by Mattson et al. 1970. No
+    strategy has more hits, but it has to know the future: a bound, not a strategy of a run. Every operation costs
+    amortised O(log n).
     """
 
     def __init__(self, future: Future) -> None:
@@ -84,14 +67,7 @@ class BeladyEviction(EvictionPolicy):
 
 
 class BeladyPool(KVCachePool):
-    """
-    Overview:
-        A pool that knows its future, which no config can ask for.
-    Arguments:
-        - pool_size (:obj:`int`): The number of entries that fit.
-        - future (:obj:`Future`): What will be asked for.
-        - options (:obj:`Any`): As ``KVCachePool``.
-    """
+    """A pool that knows its future, which no config can ask for; the options are those of ``KVCachePool``."""
 
     def __init__(self, pool_size: int, future: Future, **options: Any) -> None:
         super().__init__(pool_size, **options)

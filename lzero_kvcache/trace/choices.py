@@ -12,20 +12,12 @@ SCORES = ('search_depth', 'predicted_value', 'predicted_reward')
 
 @dataclass(frozen=True)
 class Choice:
-    """
-    Overview:
-        One strategy.
-    Arguments:
-        - name (:obj:`str`): As tables and plots have it: 'lru', 'priority:predicted_value'.
-    """
+    """One strategy, named as tables and plots have it: 'lru', 'priority:predicted_value'."""
     name: str
 
     @property
     def strategy(self) -> Union[str, dict[str, Any]]:
-        """
-        Overview:
-            As a config has it.
-        """
+        """As a config has it."""
         name, _, score = self.name.partition(':')
         return dict(type=name, score=score) if score else name
 
@@ -36,21 +28,17 @@ BELADY = Choice("Belady's optimum")
 
 def chosen_strategies(names: Iterable[str]) -> list[Choice]:
     """
-    Overview:
-        The strategies to simulate.
-    Arguments:
-        - names (:obj:`Iterable[str]`): Registered names, 'priority:SCORE' for one score, or 'all'. A strategy that goes
-            by scores stands for each of ``SCORES``.
-    Returns:
-        - choices (:obj:`List[Choice]`): Each once.
+    The strategies to simulate, each once.
+
+    Args:
+        names: Registered names, 'priority:SCORE' for one score, or 'all'. A strategy that goes by scores stands for
+            each of ``SCORES``.
+
     Raises:
-        - ValueError: If there is no such strategy or score, or it cannot be built without options.
+        ValueError: If there is no such strategy or score, or it cannot be built without options.
     """
-    chosen: dict[Choice, None] = {}
-    for name in names:
-        for each in sorted(registered.by_name) if name == 'all' else [name]:
-            chosen.update(dict.fromkeys(_choices_of(each)))
-    return list(chosen)
+    given = [each for name in names for each in (sorted(registered.by_name) if name == 'all' else [name])]
+    return list(dict.fromkeys(choice for each in given for choice in _choices_of(each)))
 
 
 def _choices_of(given: str) -> list[Choice]:

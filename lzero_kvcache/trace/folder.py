@@ -18,13 +18,13 @@ CHUNK_BYTES = 2 ** 20
 @dataclass(frozen=True)
 class Settings:
     """
-    Overview:
-        What the results depend on.
-    Arguments:
-        - trace (:obj:`str`): The trace's path.
-        - sha256 (:obj:`str`): Of its content.
-        - strategies (:obj:`List[str]`): Names, as ``Choice`` has them.
-        - sizes (:obj:`List[float]`): Of the recur pool, in percent of the nodes of a search.
+    What the results depend on.
+
+    Attributes:
+        trace: The trace's path.
+        sha256: Of its content.
+        strategies: Names, as ``Choice`` has them.
+        sizes: Of the recur pool, in percent of the nodes of a search.
     """
     trace: str
     sha256: str
@@ -33,16 +33,7 @@ class Settings:
 
 
 def settings_of(trace: Path, choices: Sequence[Choice], shares: Sequence[float]) -> Settings:
-    """
-    Overview:
-        Those of a simulation.
-    Arguments:
-        - trace (:obj:`Path`): The trace.
-        - choices (:obj:`Sequence[Choice]`): The strategies.
-        - shares (:obj:`Sequence[float]`): The recur pool's sizes, of the nodes of a search.
-    Raises:
-        - OSError: If the trace cannot be read.
-    """
+    """Those of a simulation; an OSError if the trace cannot be read."""
     digest = hashlib.sha256()
     with open(trace, 'rb') as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -54,15 +45,7 @@ def settings_of(trace: Path, choices: Sequence[Choice], shares: Sequence[float])
 
 
 def check_folder(folder: Path, settings: Settings) -> None:
-    """
-    Overview:
-        Make sure that no results of anything else would be overwritten.
-    Arguments:
-        - folder (:obj:`Path`): Where the results shall go; it need not be there.
-        - settings (:obj:`Settings`): What they will be of.
-    Raises:
-        - ValueError: If the folder holds results of another trace or of other options.
-    """
+    """A ValueError if the folder, which need not be there, holds results of another trace or of other options."""
     path = folder / RECORD
     if not path.exists():
         foreign = [name for name in RESULTS if (folder / name).exists()]
@@ -97,13 +80,5 @@ def _checked(given: Any) -> Settings:
 
 
 def write_settings(folder: Path, settings: Settings) -> None:
-    """
-    Overview:
-        Write down what the results are of.
-    Arguments:
-        - folder (:obj:`Path`): Where they go.
-        - settings (:obj:`Settings`): What they are of.
-    Raises:
-        - DiskFullError: If there is no room.
-    """
+    """Write down what the results are of; a DiskFullError if there is no room."""
     write_atomically(folder / RECORD, json.dumps(asdict(settings), indent=2))

@@ -3,9 +3,9 @@ The trace file: every cache operation of a run, as far as it does not depend on 
 
 A file is eight bytes, ``MAGIC``, and then blocks. All numbers are little-endian.
 
-A block is a header of 24 bytes (kind, 4 bytes; manager, u2; zero, u2; length of the payload in the file, u4; length
-unpacked, u4; CRC-32 of the payload in the file, u4; CRC-32 of the 20 bytes before, u4) and its payload, packed by zlib.
-A reader checks both sums, and that no length exceeds ``MOST_BYTES``, before it unpacks anything.
+A block is a header of 18 bytes (kind, 4 bytes; manager, u2; length of the payload in the file, u4; length unpacked, u4;
+CRC-32 of the 14 bytes before, u4) and its payload, packed by zlib, which adds a sum of its own. A reader checks the
+header's sum, and that no length exceeds ``MOST_BYTES``, before it unpacks anything.
 
 ``HEAD`` (the first block) and ``MNGR`` (before the first events of a manager, numbered from 0) hold a JSON object each:
 what was run, and what a manager's world model is like (see ``ManagerFacts``). A run has a manager for its model and,
@@ -13,33 +13,31 @@ with reanalysis, another one for the target model. ``DONE``, a JSON object, is t
 file without it was cut off.
 
 ``EVNT`` holds the events of one manager since its last block: three counts (u4), then so many events, roots and nodes,
-column by column as in ``EVENT``, ``root_type`` and ``node_type``. An event says what came and how many records of which
-kind belong to it:
+records as in ``EVENT``, ``ROOT_TYPE`` and ``node_type``, of each type first all first bytes, then all second ones, and
+so on. An event says what came and how many nodes belong to it:
 
-- SEARCH: a search of ``phase`` begins. Pools of nodes (recur and wm) are cleared.
-- ROOTS: ``rows`` roots. Those of environments looked their former root up in its init pool, if ``beginning`` is
-  CONTINUES, and were then set there. Those of reanalysis were not cached.
-- STRAYS: ``rows`` nodes without a parent, states that the search has not got from the model.
-- EXPANSION: ``rows`` nodes. Their parents were looked up together, in the init pools (roots of environments), else in
-  the recur pool and then in the wm pool; after that the nodes were set in the recur pool, and the wm pool holds them
-  alone.
+- One of ``PHASES`` (0 to 3): a search begins, with so many roots. The pools of nodes (recur and wm) are cleared. Roots
+  of environments looked their former root up in its init pool, if ``beginning`` is CONTINUES, and were then set there.
+  Those of reanalysis were not cached.
+- STRAYS: nodes without a parent, states that the search has not got from the model.
+- EXPANSION: the nodes of one inference. Their parents were looked up together, in the init pools (roots of
+  environments), else in the recur pool and then in the wm pool; after that the nodes were set in the recur pool, and
+  the wm pool holds them alone.
 - DROP: all pools were cleared.
 
-Nodes are numbered within their search, in order of appearance, and so are keys: a node's number is its key. Sizes
-(``tokens``) are lengths of contexts in tokens. ``reward`` and ``value`` are in the environment's units; ``reward_bin``
-and ``value_bin`` are the means over the model's bins that the scores of strategy 'priority' are. All are float32, as
-the model has predicted them: rounded, they would tie where the run had no ties.
+Nodes are numbered within their search, in order of appearance, and what the file has of them are columns of
+``SearchNodes``. A root has a record of its own, too, and so has a stray; ``tokens`` is the length of its context.
 """
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import BinaryIO, NamedTuple, Optional
 
 import numpy as np
 
-MAGIC = b'LZKVTRC1'
-BLOCK = struct.Struct('<4sHHIII')
+MAGIC = b'LZKVTRC2'
+BLOCK = struct.Struct('<4sHII')
 CHECKSUM = struct.Struct('<I')
 HEADER_BYTES = BLOCK.size + CHECKSUM.size
 COUNTS = struct.Struct('<III')
@@ -51,57 +49,36 @@ COMPRESSION = 1
 
 HEAD, MANAGER, EVENTS, DONE = b'HEAD', b'MNGR', b'EVNT', b'DONE'
 
-SEARCH, ROOTS, STRAYS, EXPANSION, DROP = range(5)
 PHASES = ('collect', 'eval', 'reanalyze', 'unknown')
-FIRST_STEP, CONTINUES, COLD_START, NO_EPISODE = range(4)
+STRAYS, EXPANSION, DROP = range(len(PHASES), len(PHASES) + 3)
 
-EVENT = np.dtype([('kind', 'u1'), ('phase', 'u1'), ('rows', '<u4')])
-MOST_ACTIONS = 4096
+EVENT = np.dtype([('kind', 'u1'), ('rows', '<u4')])
+ROOT_TYPE = np.dtype([('env_id', '<i4'), ('beginning', 'u1'), ('tokens', '<u2'), ('depth', '<u2')])
 
 
-def root_type(num_priors: int) -> np.dtype:
-    """
-    Overview:
-        The record of a root.
-    Arguments:
-        - num_priors (:obj:`int`): Actions whose priors are kept; 0 where they are sampled.
-    """
+def node_type(num_logits: int) -> np.dtype:
+    """The record of a node, as ``SearchNodes.add`` takes it; without logits where actions are sampled."""
     return np.dtype([
-        ('env_id', '<i4'), ('beginning', 'u1'), ('tokens', '<u2'), ('reward_bin', '<f4'), ('value_bin', '<f4'),
-        ('priors', '<f4', (num_priors, )),
-    ])
-
-
-def node_type(num_priors: int) -> np.dtype:
-    """
-    Overview:
-        The record of any other node.
-    Arguments:
-        - num_priors (:obj:`int`): As ``root_type``.
-    """
-    return np.dtype([
-        ('parent', '<i4'), ('depth', '<u2'), ('action', '<i2'), ('tokens', '<u2'), ('reward', '<f4'), ('value', '<f4'),
-        ('reward_bin', '<f4'), ('value_bin', '<f4'), ('priors', '<f4', (num_priors, )),
+        ('parents', '<i4'), ('actions', '<i2'), ('reward_bins', '<f4'), ('value_bins', '<f4'),
+        ('policies', '<f4', (num_logits, )),
     ])
 
 
 @dataclass(frozen=True)
 class ManagerFacts:
     """
-    Overview:
-        What a replay has to know of a world model and its pools.
-    Arguments:
-        - env_num (:obj:`int`): Environments, each with an init pool.
-        - num_simulations (:obj:`int`): Per search.
-        - init_size, recur_size, wm_size (:obj:`int`): Entries of the pools in the run.
-        - strategy (:obj:`str`): Of the recur pool in the run, for people.
-        - on_miss, window (:obj:`str`): See ``KVCacheConfig``.
-        - context_length (:obj:`int`): The window in tokens.
-        - num_observations_tokens (:obj:`int`): Tokens per observation; an action has one.
-        - most_tokens (:obj:`int`): Missing tokens that one forward computes at most.
-        - num_actions (:obj:`int`): Actions that a search tries at a node.
-        - samples_actions (:obj:`bool`): Whether these are drawn, so that they have no priors.
-        - discount_factor (:obj:`float`): Of the searches, 0 to 1.
+    What a replay has to know of a world model and its pools.
+
+    Attributes:
+        env_num: Environments, each with an init pool.
+        num_simulations: Per search.
+        init_size, recur_size, wm_size: Entries of the pools in the run.
+        strategy: Of the recur pool in the run, for people.
+        on_miss, window: See ``KVCacheConfig``.
+        context_length: The window in tokens.
+        num_observations_tokens: Tokens per observation; an action has one.
+        num_actions, samples_actions: See ``SearchNodes``.
+        discount_factor: Of the searches, 0 to 1.
     """
     env_num: int
     num_simulations: int
@@ -113,135 +90,114 @@ class ManagerFacts:
     window: str
     context_length: int
     num_observations_tokens: int
-    most_tokens: int
     num_actions: int
     samples_actions: bool
     discount_factor: float
 
     @property
-    def num_priors(self) -> int:
-        return 0 if self.samples_actions else self.num_actions
+    def node_type(self) -> np.dtype:
+        return node_type(0 if self.samples_actions else self.num_actions)
 
     @property
     def nodes_of_search(self) -> int:
-        """
-        Overview:
-            What a recur pool that never evicts holds.
-        """
+        """What a recur pool that never evicts holds."""
         return self.num_simulations * self.env_num
 
     @classmethod
     def from_json(cls, given: dict) -> 'ManagerFacts':
-        """
-        Overview:
-            Check what a file says.
-        Arguments:
-            - given (:obj:`dict`): The JSON object.
-        Raises:
-            - ValueError: If an entry is missing, of another type, or out of range.
-        """
-        values: dict[str, Any] = {}
+        """Check what a file says; a ValueError if an entry is missing, of another type, or out of range."""
+        most = dict(env_num=4096, num_observations_tokens=1024, num_actions=4096, context_length=2 ** 15)
+        least = dict(context_length=4)
+        named = dict(on_miss=('rebuild', 'reset'), window=('shift', 'rebuild'))
         for field in fields(cls):
-            value = given.get(field.name)
+            name, value = field.name, given.get(field.name)
             if type(value) is not field.type:
-                raise ValueError(f'{field.name} of a manager is {value!r}: allowed is {field.type.__name__}')
-            values[field.name] = value
-        most = dict(env_num=4096, num_observations_tokens=1024, num_actions=MOST_ACTIONS, context_length=2 ** 15)
-        for name, value in values.items():
-            if type(value) is int and not 1 <= value <= most.get(name, 2 ** 31):
-                raise ValueError(f'{name} of a manager is {value}: allowed are 1 to {most.get(name, 2 ** 31)}')
-        for name, allowed in (('on_miss', ('rebuild', 'reset')), ('window', ('shift', 'rebuild'))):
-            if values[name] not in allowed:
-                raise ValueError(f"{name} of a manager is {values[name]!r}: allowed are {', '.join(allowed)}")
-        if not 0 <= values['discount_factor'] <= 1:
-            raise ValueError(f"discount_factor of a manager is {values['discount_factor']}: allowed are 0 to 1")
-        if values['context_length'] < 4:
-            raise ValueError(f"context_length of a manager is {values['context_length']}: allowed are 4 and more")
-        return cls(**values)
+                allowed = field.type.__name__
+            elif field.type is int and not least.get(name, 1) <= value <= most.get(name, 2 ** 31):
+                allowed = f'{least.get(name, 1)} to {most.get(name, 2 ** 31)}'
+            elif field.type is float and not 0 <= value <= 1:
+                allowed = '0 to 1'
+            elif name in named and value not in named[name]:
+                allowed = ', '.join(named[name])
+            else:
+                continue
+            raise ValueError(f'{name} of a manager is {value!r}: allowed is {allowed}')
+        return cls(**{field.name: given[field.name] for field in fields(cls)})
 
 
 class EventRecords(NamedTuple):
-    """
-    Overview:
-        What one block holds.
-    Arguments:
-        - events, roots, nodes (:obj:`np.ndarray`): Records, in order.
-    """
+    """What one block holds: records, in order."""
     events: np.ndarray
     roots: np.ndarray
     nodes: np.ndarray
 
 
+def rows_of(events: np.ndarray) -> tuple[int, int]:
+    """How many records of roots, and of nodes, belong to some events."""
+    rows = events['rows'].astype(np.int64)
+    return int(rows[events['kind'] <= STRAYS].sum()), int(rows[events['kind'] < DROP].sum())
+
+
 def pack_block(kind: bytes, manager: int, payload: bytes) -> bytes:
-    """
-    Overview:
-        A block as it is written.
-    Arguments:
-        - kind (:obj:`bytes`): One of the four.
-        - manager (:obj:`int`): Whose.
-        - payload (:obj:`bytes`): Not packed yet.
-    """
+    """A block as it is written."""
     packed = zlib.compress(payload, COMPRESSION)
-    header = BLOCK.pack(kind, manager, 0, len(packed), len(payload), zlib.crc32(packed))
+    header = BLOCK.pack(kind, manager, len(packed), len(payload))
     return header + CHECKSUM.pack(zlib.crc32(header)) + packed
 
 
+def read_block(file: BinaryIO) -> Optional[tuple[bytes, int, bytes]]:
+    """Kind, manager and payload of the next block; None where the file ends, be it within a block."""
+    header = file.read(HEADER_BYTES)
+    if len(header) < HEADER_BYTES:
+        return None
+    kind, manager, packed_bytes, payload_bytes = BLOCK.unpack_from(header)
+    if zlib.crc32(header[:BLOCK.size]) != CHECKSUM.unpack_from(header, BLOCK.size)[0]:
+        raise ValueError('the header of a block does not have the checksum that it says')
+    if kind not in (HEAD, MANAGER, EVENTS, DONE):
+        raise ValueError(f'a block is of kind {kind!r}')
+    most = MOST_BYTES if kind == EVENTS else MOST_JSON_BYTES
+    if max(packed_bytes, payload_bytes) > most:
+        raise ValueError(f'a block has {max(packed_bytes, payload_bytes):,} bytes: allowed are {most:,}')
+    packed = file.read(packed_bytes)
+    if len(packed) < packed_bytes:
+        return None
+    decompressor = zlib.decompressobj()
+    try:
+        payload = decompressor.decompress(packed, payload_bytes + 1)
+    except zlib.error as error:
+        raise ValueError(f'a block cannot be unpacked: {error}') from error
+    if len(payload) != payload_bytes or not decompressor.eof or decompressor.unused_data:
+        raise ValueError('a block does not have the length that its header says')
+    return kind, manager, payload
+
+
 def pack_events(records: EventRecords) -> bytes:
-    """
-    Overview:
-        The payload of a block of events.
-    Arguments:
-        - records (:obj:`EventRecords`): The events.
-    """
-    columns = [
-        np.ascontiguousarray(array[name]).tobytes() for array in records for name in array.dtype.names
-    ]
-    return COUNTS.pack(*map(len, records)) + b''.join(columns)
+    """The payload of a block of events."""
+    return COUNTS.pack(*map(len, records)) + b''.join(
+        np.ascontiguousarray(array).view(np.uint8).reshape(len(array), array.itemsize).T.tobytes() for array in records
+    )
 
 
 def in_blocks(records: EventRecords, most_bytes: int = MOST_BYTES // 4) -> Iterator[EventRecords]:
-    """
-    Overview:
-        Cut events into what fits into a block each.
-    Arguments:
-        - records (:obj:`EventRecords`): Any number of events.
-        - most_bytes (:obj:`int`): After how many bytes, roughly, a block ends.
-    Returns:
-        - blocks (:obj:`Iterator[EventRecords]`): At least one event each.
-    """
-    events, roots, nodes = records
-    of_roots = np.where(events['kind'] == ROOTS, events['rows'], 0).cumsum()
-    of_nodes = np.where(np.isin(events['kind'], (STRAYS, EXPANSION)), events['rows'], 0).cumsum()
-    written = of_roots * roots.itemsize + of_nodes * nodes.itemsize + np.arange(len(events)) * EVENT.itemsize
-    cuts = np.flatnonzero(np.diff(written // most_bytes)) + 1
-    root_cuts, node_cuts = of_roots[cuts - 1], of_nodes[cuts - 1]
-    pieces = zip(np.split(events, cuts), np.split(roots, root_cuts), np.split(nodes, node_cuts))
-    return (EventRecords(*piece) for piece in pieces)
+    """Halve events until what is left fits into a block of so many bytes, or is a single one."""
+    half = len(records.events) // 2
+    if not half or sum(array.nbytes for array in records) <= most_bytes:
+        yield records
+        return
+    cuts = (half, *rows_of(records.events[:half]))
+    yield from in_blocks(EventRecords(*(array[:cut] for array, cut in zip(records, cuts))), most_bytes)
+    yield from in_blocks(EventRecords(*(array[cut:] for array, cut in zip(records, cuts))), most_bytes)
 
 
-def unpack_events(payload: bytes, num_priors: int) -> EventRecords:
-    """
-    Overview:
-        The reverse of ``pack_events``.
-    Arguments:
-        - payload (:obj:`bytes`): What a block holds.
-        - num_priors (:obj:`int`): Of its manager.
-    Raises:
-        - ValueError: If the counts do not fit the payload.
-    """
-    types = (EVENT, root_type(num_priors), node_type(num_priors))
+def unpack_events(payload: bytes, nodes: np.dtype) -> EventRecords:
+    """The reverse of ``pack_events``; a ValueError if the counts do not fit the payload."""
     counts = COUNTS.unpack_from(payload) if len(payload) >= COUNTS.size else ()
-    needed = COUNTS.size + sum(count * record.itemsize for count, record in zip(counts, types))
-    if not counts or needed != len(payload):
-        raise ValueError(f'a block of events has {len(payload)} bytes: its counts need {needed}')
-    offset, arrays = COUNTS.size, []
-    for count, record in zip(counts, types):
-        array = np.zeros(count, dtype=record)
-        for name in record.names:
-            length = count * record[name].itemsize
-            if length:
-                column, shape = record[name].subdtype or (record[name], ())
-                array[name] = np.frombuffer(payload, column, length // column.itemsize, offset).reshape(count, *shape)
-            offset += length
-        arrays.append(array)
+    lengths = [count * record.itemsize for count, record in zip(counts, (EVENT, ROOT_TYPE, nodes))]
+    if not counts or COUNTS.size + sum(lengths) != len(payload):
+        raise ValueError(f'a block of events has {len(payload)} bytes: its counts need {COUNTS.size + sum(lengths)}')
+    arrays, offset = [], COUNTS.size
+    for record, length in zip((EVENT, ROOT_TYPE, nodes), lengths):
+        planes = np.frombuffer(payload, np.uint8, length, offset).reshape(record.itemsize, -1)
+        arrays.append(np.ascontiguousarray(planes.T).reshape(-1).view(record))
+        offset += length
     return EventRecords(*arrays)

@@ -6,7 +6,8 @@ The sizes are measured (CPython 3.11) and rounded up.
 """
 import numpy as np
 
-from .format import NO_EPISODE, PHASES, ManagerFacts
+from ..search.episode import NO_EPISODE
+from .format import PHASES, ManagerFacts
 
 # A search of 2,816 roots and 100 simulations, as the widest reanalysis has, takes half of it.
 MOST_BYTES_OF_REPLAY = 2 ** 30
@@ -20,32 +21,19 @@ BYTES_OF_SIBLINGS = 128
 
 
 def bytes_of_context(facts: ManagerFacts) -> int:
-    """
-    Overview:
-        What a context takes that goes on from another one.
-    Arguments:
-        - facts (:obj:`ManagerFacts`): The window.
-    """
+    """What a context takes that goes on from another one."""
     # Past its end a context that is encoded again shares no token.
     step = facts.context_length if facts.window == 'rebuild' else 1 + facts.num_observations_tokens
     return BYTES_OF_TOKEN * facts.context_length + BYTES_OF_NEW_TOKEN * min(step, facts.context_length)
 
 
 def bytes_of_node(facts: ManagerFacts) -> int:
-    """
-    Overview:
-        What a node takes, in a search or in an init pool.
-    Arguments:
-        - facts (:obj:`ManagerFacts`): Of its manager.
-    """
+    """What a node takes, in a search or in an init pool."""
     return BYTES_OF_NODE + BYTES_OF_ACTION * facts.num_actions + bytes_of_context(facts)
 
 
 class ReplayMemory:
-    """
-    Overview:
-        The memory of a replay of everything that has been read so far.
-    """
+    """The memory of a replay of everything that has been read so far; a ValueError once it is too much."""
 
     def __init__(self) -> None:
         self._facts: list[ManagerFacts] = []
@@ -54,58 +42,26 @@ class ReplayMemory:
         self._needed = 0
 
     def add_manager(self, facts: ManagerFacts) -> None:
-        """
-        Overview:
-            Another manager, with its pools and the last root of each episode.
-        Arguments:
-            - facts (:obj:`ManagerFacts`): The manager's.
-        Raises:
-            - ValueError: If the replay takes too much.
-        """
+        """Another manager, with its pools and the last root of each episode."""
         self._facts.append(facts)
         self._roots.append(np.zeros(facts.env_num, dtype=np.int64))
         needed = facts.env_num * (BYTES_OF_POOL + len(PHASES) * bytes_of_context(facts))
         self._take(len(self._facts) - 1, 'pools', needed)
 
     def add_roots(self, manager: int, roots: np.ndarray) -> None:
-        """
-        Overview:
-            Roots, which stay in their init pools.
-        Arguments:
-            - manager (:obj:`int`): Whose.
-            - roots (:obj:`np.ndarray`): Records, as ``root_type``.
-        Raises:
-            - ValueError: If the replay takes too much.
-        """
+        """Roots, which stay in their init pools."""
         facts, met = self._facts[manager], self._roots[manager]
         met += np.bincount(roots['env_id'][roots['beginning'] != NO_EPISODE], minlength=facts.env_num)
         self._take(manager, 'roots', int(np.minimum(met, facts.init_size).sum()) * bytes_of_node(facts))
 
     def search_grows(self, manager: int, records: int) -> None:
-        """
-        Overview:
-            The manager's search has so many events and nodes by now.
-        Arguments:
-            - manager (:obj:`int`): Whose.
-            - records (:obj:`int`): How many.
-        Raises:
-            - ValueError: If the replay takes too much.
-        """
+        """The manager's search has so many events and nodes by now."""
         self._take(manager, 'search', records * bytes_of_node(self._facts[manager]))
 
     def search_ends(self, manager: int, parents: np.ndarray) -> None:
-        """
-        Overview:
-            The manager's search is over. A replay has it until the next one is.
-        Arguments:
-            - manager (:obj:`int`): Whose.
-            - parents (:obj:`np.ndarray`): Of its nodes; below 0: none.
-        Raises:
-            - ValueError: If the replay takes too much.
-        """
+        """The manager's search, whose nodes have these parents, is over. A replay has it until the next one is."""
         children = np.bincount(parents[parents >= 0])
-        siblings = int((children * children).sum())
-        needed = self._parts.get((manager, 'search'), 0) + BYTES_OF_SIBLINGS * siblings
+        needed = self._parts.get((manager, 'search'), 0) + BYTES_OF_SIBLINGS * int((children * children).sum())
         self._take(manager, 'search', 0)
         self._take(manager, 'former search', needed)
 

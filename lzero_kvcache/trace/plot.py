@@ -15,14 +15,8 @@ LONGEST_TITLE = 100
 
 def plot_results(results: Results, path: Path) -> None:
     """
-    Overview:
-        Hit rate of the recur pool by its size, and what the misses cost, one line per strategy.
-    Arguments:
-        - results (:obj:`Results`): Of the simulation.
-        - path (:obj:`Path`): The PNG file.
-    Raises:
-        - DiskFullError: If there is no room; a former file stays.
-        - OSError: If it cannot be written.
+    Hit rate of the recur pool by its size, and what the misses cost, one line per strategy, as a PNG file; errors as
+    those of ``write_atomically``.
     """
     image = BytesIO()
     # Whatever a matplotlibrc says, nothing here is for LaTeX.
@@ -38,24 +32,24 @@ def _draw(results: Results) -> Figure:
     # Dark ones first.
     colours = colours[::2] + colours[1::2]
     for number, name in enumerate(results.names):
-        outcomes = [each for each in (results.of(name, share) for share in results.shares) if each is not None]
+        outcomes = list(filter(None, (results.of(name, share) for share in results.shares)))
         percents = [100 * outcome.job.share for outcome in outcomes]
         look = dict(
             marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1.2, color=colours[number % len(colours)]
         )
         if name == BELADY.name:
             look = dict(color='black', linestyle='--', linewidth=1.5, zorder=5)
-        hit_rates = [100 * outcome.total.pools['recur_pool'].hit_rate for outcome in outcomes]
-        of_hits.plot(percents, hit_rates, label=name, **look)
+        of_hits.plot(percents, [100 * outcome.hit_rate for outcome in outcomes], label=name, **look)
         of_tokens.plot(percents, [100 * results.computed_again(outcome) for outcome in outcomes], **look)
-    goal = KEPT_HITS * 100 * results.unlimited.total.pools['recur_pool'].hit_rate
-    of_hits.axhline(goal, color='grey', linestyle=':', linewidth=1, label=f'{KEPT_HITS:.0%} of an unlimited pool')
+    of_hits.axhline(
+        100 * KEPT_HITS * results.unlimited.hit_rate, color='grey', linestyle=':', linewidth=1,
+        label=f'{KEPT_HITS:.0%} of an unlimited pool'
+    )
     chosen = results.recommended()
     if chosen is not None:
         of_hits.plot(
-            100 * chosen.job.share, 100 * chosen.total.pools['recur_pool'].hit_rate, 'o', markersize=14,
-            markerfacecolor='none', markeredgecolor='black',
-            label=f'smallest: {100 * chosen.job.share:g}%, {chosen.job.choice.name}'
+            100 * chosen.job.share, 100 * chosen.hit_rate, 'o', markersize=14, markerfacecolor='none',
+            markeredgecolor='black', label=f'smallest: {100 * chosen.job.share:g}%, {chosen.job.choice.name}'
         )
     size = 'recur pool (% of the nodes of a search)'
     of_hits.set(title='Hit rate of the recur pool', xlabel=size, ylabel='% of the queries', xlim=(0, None))
@@ -66,8 +60,7 @@ def _draw(results: Results) -> Figure:
     for panel in (of_hits, of_tokens):
         panel.grid(alpha=0.3)
     figure.legend(loc='outside right upper', frameon=False)
-    head = results.survey.reader.head
-    config = head.get('config')
+    config = results.survey.reader.head.get('config')
     if not isinstance(config, str):
         config = results.survey.reader.path.name
     # What a file says is text here, never mathematics.

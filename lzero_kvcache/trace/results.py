@@ -20,92 +20,56 @@ TITLES = dict(init_pools='init', recur_pool='recur', wm_pool='wm')
 
 @dataclass
 class Results:
-    """
-    Overview:
-        All outcomes of a simulation.
-    Arguments:
-        - survey (:obj:`Survey`): What the trace holds.
-        - unlimited (:obj:`Outcome`): Of a recur pool that never evicts.
-        - outcomes (:obj:`List[Outcome]`): All others.
-    """
+    """All outcomes of a simulation: of a recur pool that never evicts, and all others."""
     survey: Survey
     unlimited: Outcome
     outcomes: list[Outcome]
 
     @property
     def shares(self) -> list[float]:
-        """
-        Overview:
-            The simulated sizes, rising.
-        """
+        """The simulated sizes, rising."""
         return sorted({outcome.job.share for outcome in self.outcomes})
 
     @property
     def names(self) -> list[str]:
-        """
-        Overview:
-            The strategies, the bound first, then by their hits over all sizes.
-        """
+        """The strategies, the bound first, then by their hits over all sizes."""
         hits: dict[str, int] = {}
         for outcome in self.outcomes:
             hits[outcome.job.choice.name] = hits.get(outcome.job.choice.name, 0) + outcome.hits
         return sorted(hits, key=lambda name: (name != BELADY.name, -hits[name]))
 
     def of(self, name: str, share: float) -> Optional[Outcome]:
-        """
-        Overview:
-            One outcome; None: not there, because the simulation was interrupted.
-        """
+        """One outcome; None: not there, because the simulation was interrupted."""
         return next((each for each in self.outcomes if (each.job.choice.name, each.job.share) == (name, share)), None)
 
     def kept(self, outcome: Outcome) -> float:
-        """
-        Overview:
-            Its hits, of those of a recur pool that never evicts.
-        """
+        """Its hits, of those of a recur pool that never evicts."""
         return outcome.hits / self.unlimited.hits if self.unlimited.hits else 1.0
 
     def computed_again(self, outcome: Outcome) -> float:
-        """
-        Overview:
-            The tokens that misses cost, of those that the search computes anyway.
-        """
+        """The tokens that misses cost, of those that the search computes anyway."""
         total = outcome.total
         tokens_per_step = 1 + self.survey.facts.num_observations_tokens
         # A search may have nothing but nodes without a parent.
         return total.rebuilds.tokens / (total.expansions * tokens_per_step) if total.expansions else 0.0
 
     def best(self, share: float) -> Optional[Outcome]:
-        """
-        Overview:
-            The strategy with the most hits at a size; among equals, the one that computes fewest tokens again.
-        """
+        """The strategy with the most hits at a size; among equals, the one that computes fewest tokens again."""
         of_share = [each for each in self.outcomes if each.job.share == share and each.job.choice != BELADY]
         return max(of_share, key=lambda each: (each.hits, -each.total.rebuilds.tokens), default=None)
 
     def recommended(self) -> Optional[Outcome]:
-        """
-        Overview:
-            The smallest pool that keeps ``KEPT_HITS`` of the hits, with its best strategy; None: no simulated one does.
-        """
+        """The smallest pool that keeps ``KEPT_HITS`` of the hits, with its best strategy; None: no simulated one."""
         bests = filter(None, map(self.best, self.shares))
         return next((best for best in bests if self.kept(best) >= KEPT_HITS), None)
 
     def entries(self, outcome: Outcome) -> int:
-        """
-        Overview:
-            Entries of its recur pool.
-        """
+        """Entries of its recur pool."""
         return outcome.job.recur_size(self.survey.facts)
 
 
 def recommendation(results: Results) -> str:
-    """
-    Overview:
-        What a user should do, in plain words, with the lines to paste.
-    Arguments:
-        - results (:obj:`Results`): Of the simulation.
-    """
+    """What a user should do, in plain words, with the lines to paste."""
     if not results.unlimited.hits:
         return 'The recur pool was never asked for anything that it could have had: any size and strategy will do.'
     chosen = results.recommended()
@@ -123,13 +87,12 @@ def recommendation(results: Results) -> str:
         f'with {chosen.job.choice.name}.',
         f'It keeps {results.kept(chosen):.1%} of the hits of an unlimited pool; {_cost(results, chosen)}.',
     ]
-    smaller = [best for best in bests if best.job.share < chosen.job.share]
-    for best in smaller[:-4:-1]:
-        lines.append(
-            f'  {_size(results, best)}: at best {results.kept(best):.1%} ({best.job.choice.name}); '
-            f'{_cost(results, best)}.'
-        )
-    if 'tree' in {best.job.choice.name for best in (*smaller[:-4:-1], chosen)}:
+    smaller = [best for best in bests if best.job.share < chosen.job.share][:-4:-1]
+    lines += [
+        f'  {_size(results, best)}: at best {results.kept(best):.1%} ({best.job.choice.name}); {_cost(results, best)}.'
+        for best in smaller
+    ]
+    if 'tree' in {best.job.choice.name for best in (*smaller, chosen)}:
         lines.append(
             "  Hits are not speed: 'tree' takes time of its own, which models of a few dozen units do not win back; "
             "'lzero-kvcache bench --section small_pools' shows both."
@@ -144,13 +107,7 @@ def recommendation(results: Results) -> str:
 
 
 def config_lines(results: Results, outcome: Outcome) -> list[str]:
-    """
-    Overview:
-        What an outcome is as lines of a config, which leave its other settings of the cache as they are.
-    Arguments:
-        - results (:obj:`Results`): Of the simulation.
-        - outcome (:obj:`Outcome`): One of them.
-    """
+    """What an outcome is as lines of a config, which leave its other settings of the cache as they are."""
     strategy = outcome.job.choice.strategy
     written = repr(strategy) if isinstance(strategy, str) else (
         f"dict({', '.join(f'{key}={value!r}' for key, value in strategy.items())})"
@@ -163,36 +120,23 @@ def config_lines(results: Results, outcome: Outcome) -> list[str]:
 
 
 def hit_rates_table(results: Results) -> WideTable:
-    """
-    Overview:
-        Hit rates of the recur pool by strategy and size.
-    Arguments:
-        - results (:obj:`Results`): Of the simulation.
-    """
-    shares = _shown(results)
+    """Hit rates of the recur pool by strategy and size."""
+    shares, chosen = _shown(results), results.recommended()
     table = WideTable(
         'Hit rate of the recur pool (%) by its size, in % of the nodes of a search', ['strategy'],
         [_percent(share) for share in shares]
     )
-    chosen = results.recommended()
     for name in results.names:
-        cells = []
-        for share in shares:
-            outcome = results.of(name, share)
-            cell = '' if outcome is None else f"{100 * outcome.total.pools['recur_pool'].hit_rate:.1f}"
-            cells.append(f'[bold green]{cell}[/]' if outcome is not None and outcome is chosen else cell)
-        table.add_row(escape(name), *cells)
+        outcomes = [results.of(name, share) for share in shares]
+        cells = ['' if outcome is None else f'{100 * outcome.hit_rate:.1f}' for outcome in outcomes]
+        table.add_row(escape(name), *(
+            f'[bold green]{cell}[/]' if cell and outcome is chosen else cell for outcome, cell in zip(outcomes, cells)
+        ))
     return table
 
 
 def pools_table(results: Results, outcome: Outcome) -> WideTable:
-    """
-    Overview:
-        What every pool would have seen, by phase.
-    Arguments:
-        - results (:obj:`Results`): Of the simulation.
-        - outcome (:obj:`Outcome`): One of them.
-    """
+    """What every pool would have seen, by phase."""
     name = escape(outcome.job.choice.name)
     table = WideTable(
         f'All pools, with {name} and {results.entries(outcome):,} entries for the recur pool',
@@ -210,36 +154,27 @@ def pools_table(results: Results, outcome: Outcome) -> WideTable:
 
 
 def write_csv(results: Results, path: Path) -> None:
-    """
-    Overview:
-        All numbers, one row per strategy, size, model and phase.
-    Arguments:
-        - results (:obj:`Results`): Of the simulation.
-        - path (:obj:`Path`): The file.
-    Raises:
-        - DiskFullError: If there is no room; a former file stays.
-        - OSError: If it cannot be written.
-    """
+    """All numbers, one row per strategy, size, model and phase; errors as those of ``write_atomically``."""
     managers = results.survey.reader.managers
-    columns = ('hits', 'misses', 'evictions')
+    columns = [(kind, column) for kind in POOLS for column in ('hits', 'misses', 'evictions')]
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow([
         'strategy', 'recur_pool_percent', 'recur_pool_entries', 'model', 'phase', 'expansions',
-        *(f'{TITLES[kind]}_{column}' for kind in POOLS for column in columns), 'recur_hit_rate', 'restored',
-        'rebuilt', 'rebuilt_tokens',
+        *(f'{TITLES[kind]}_{column}' for kind, column in columns), 'recur_hit_rate', 'restored', 'rebuilt',
+        'rebuilt_tokens',
     ])
     for outcome in (results.unlimited, *results.outcomes):
-        share = outcome.job.share
+        job = outcome.job
         for (manager, phase), counts in sorted(outcome.counts.items()):
+            setting = ('no eviction', '', '') if job.share is None else (
+                job.choice.name, f'{100 * job.share:g}', job.recur_size(managers[manager])
+            )
+            rebuilds = counts.rebuilds
             writer.writerow([
-                'no eviction' if share is None else outcome.job.choice.name,
-                '' if share is None else f'{100 * share:g}',
-                '' if share is None else outcome.job.recur_size(managers[manager]), manager + 1, phase,
-                counts.expansions,
-                *(getattr(counts.pools[kind], column) for kind in POOLS for column in columns),
-                f"{counts.pools['recur_pool'].hit_rate:.6f}", counts.rebuilds.restored, counts.rebuilds.rebuilds,
-                counts.rebuilds.tokens,
+                *setting, manager + 1, phase, counts.expansions,
+                *(getattr(counts.pools[kind], column) for kind, column in columns),
+                f'{counts.recur_pool.hit_rate:.6f}', rebuilds.restored, rebuilds.rebuilds, rebuilds.tokens,
             ])
     write_atomically(path, text.getvalue())
 

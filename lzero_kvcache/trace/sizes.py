@@ -1,13 +1,9 @@
 def parse_sizes(text: str) -> list[float]:
     """
-    Overview:
-        Read sizes as a command line has them.
-    Arguments:
-        - text (:obj:`str`): E.g. '5%,10%,...,100%' or '10%,50%'.
-    Returns:
-        - shares (:obj:`List[float]`): Of the nodes of a search, rising.
+    Read sizes as a command line has them, e.g. '5%,10%,...,100%': rising shares of the nodes of a search.
+
     Raises:
-        - ValueError: If one is no percentage above 0, or '...' has not two before and one after it.
+        ValueError: If one is no percentage above 0, or '...' has not two before and one after it.
     """
     parts = [part.strip() for part in text.split(',')]
     percents: list[float] = []

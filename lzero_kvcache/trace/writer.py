@@ -4,22 +4,24 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Optional
 
-from .format import DONE, EVENTS, HEAD, MAGIC, MANAGER, SEARCH, EventRecords, ManagerFacts, pack_block, pack_events
+from .format import DONE, EVENTS, HEAD, MAGIC, MANAGER, PHASES, EventRecords, ManagerFacts, pack_block, pack_events
 
 logger = logging.getLogger('lzero_kvcache')
 
 
 class TraceWriter:
     """
-    Overview:
-        Writes a trace, block by block, so that whatever ends the run leaves a readable file. A full disk ends the
-        trace, not the run: ``error`` says so, and the file ends with its last whole block. ``searches`` and
-        ``bytes_written`` are what it holds.
-    Arguments:
-        - path (:obj:`Path`): The file, which must not exist.
-        - head (:obj:`dict`): What is run, for people; JSON.
+    Writes a trace, block by block, so that whatever ends the run leaves a readable file.
+
+    A full disk ends the trace, not the run: ``error`` says so, and the file ends with its last whole block.
+    ``searches`` and ``bytes_written`` are what it holds.
+
+    Args:
+        path: The file, which must not exist.
+        head: What is run, for people; JSON.
+
     Raises:
-        - OSError: If the file cannot be made, or exists.
+        OSError: If the file cannot be made, or exists.
     """
 
     def __init__(self, path: Path, head: dict[str, Any]) -> None:
@@ -36,35 +38,19 @@ class TraceWriter:
             raise self.error
 
     def add_manager(self, facts: ManagerFacts) -> int:
-        """
-        Overview:
-            Another world model takes part.
-        Arguments:
-            - facts (:obj:`ManagerFacts`): What it is like.
-        Returns:
-            - manager (:obj:`int`): Its number.
-        """
+        """Let another world model take part; its number."""
         self._append(pack_block(MANAGER, self._managers, json.dumps(asdict(facts)).encode()))
         self._managers += 1
         return self._managers - 1
 
     def write(self, manager: int, records: EventRecords) -> None:
-        """
-        Overview:
-            Write a block of events.
-        Arguments:
-            - manager (:obj:`int`): Whose.
-            - records (:obj:`EventRecords`): The events.
-        """
+        """Write a block of a manager's events."""
         self._append(pack_block(EVENTS, manager, pack_events(records)))
         if self.error is None:
-            self.searches += int((records.events['kind'] == SEARCH).sum())
+            self.searches += int((records.events['kind'] < len(PHASES)).sum())
 
     def close(self) -> None:
-        """
-        Overview:
-            The run has ended. A file without a search is removed.
-        """
+        """The run has ended. A file without a search is removed."""
         self._append(pack_block(DONE, 0, json.dumps(dict(searches=self.searches)).encode()))
         self._file.close()
         if not self.searches:

@@ -1,8 +1,9 @@
 """The managed cache under LightZero's ``WorldModel``."""
-from .histories import RebuildStats
+from ..stats import RebuildStats
 from .imagination import Imagination
-from .managed import ManagedInference, RootEnvironments
+from .managed import ManagedInference
 from .mixin import KVCacheWorldModel, KVCacheWorldModelMixin
+from .roots import RootEnvironments
 
 __all__ = [
     'Imagination', 'KVCacheWorldModel', 'KVCacheWorldModelMixin', 'ManagedInference', 'RebuildStats', 'RootEnvironments'

@@ -6,26 +6,33 @@ from typing import Any, Callable, Optional
 
 import torch
 import torch.nn.functional as F
+from lzero.model.common import SimNorm
+from lzero.model.unizero_world_models.slicer import Head, PolicyHeadCont
 from lzero.model.unizero_world_models.transformer import Block, SelfAttention
 from torch import nn
 
-from .linear import linear
+from .columns import LayerColumns
+from .linear import is_packed, linear
+from .precision import autocast_dtype
 from .structure import runs_its_own_forward
 
 logger = logging.getLogger('lzero_kvcache')
 
 Function = Callable[[torch.Tensor], Any]
 
+# So large that its GELU is the number itself, and a power of two, so that dividing by it is exact.
+ALWAYS = 8.0
+# Products are fast where their sizes are multiples of it.
+ADDED_UNITS = 8
+
 
 def in_sequence(module: nn.Module) -> Function:
     """
-    Overview:
-        A module's forward in eval mode, on its own parameters, with as few calls as its structure allows. A module of
-        unknown structure is called as it is.
-    Arguments:
-        - module (:obj:`nn.Module`): The module.
+    A module's forward in eval mode, on its own parameters, with as few calls as its structure allows. A module of
+    unknown structure is called as it is.
+
     Returns:
-        - function (:obj:`Callable`): Its forward.
+        (N, in) to (N, out), or of what the module makes for each row.
     """
     steps = _steps(module)
     if len(steps) == 1:
@@ -40,19 +47,14 @@ def in_sequence(module: nn.Module) -> Function:
 
 
 def is_plain_embedding(module: nn.Module) -> bool:
-    """
-    Overview:
-        Whether a module does nothing but look rows of its weight up.
-    Arguments:
-        - module (:obj:`nn.Module`): The module.
-    """
+    """Whether a module does nothing but look rows of its weight up."""
     return type(module) is nn.Embedding and module.max_norm is None and not runs_its_own_forward(module)
 
 
 def _steps(module: nn.Module) -> list[Function]:
     if runs_its_own_forward(module):
         warn_of_unknown_layer(type(module).__name__)
-        return [module]
+        return [partial(_as_it_is, module)]
     if type(module) is nn.Sequential:
         return _steps_of_sequence(list(module))
     if type(module) is nn.Dropout:
@@ -68,7 +70,19 @@ def _steps(module: nn.Module) -> list[Function]:
             torch.layer_norm, normalized_shape=module.normalized_shape, weight=module.weight, bias=module.bias,
             eps=module.eps
         )]
-    return [module]
+    if type(module) is SimNorm:
+        return [partial(_simplices, dim=module.dim)]
+    return [partial(_as_it_is, module)]
+
+
+def _as_it_is(module: nn.Module, x: torch.Tensor) -> Any:
+    # The stock code calls it on (B, T, ...).
+    y = module(x[:, None])
+    return {name: part[:, 0] for name, part in y.items()} if isinstance(y, dict) else y[:, 0]
+
+
+def _simplices(x: torch.Tensor, dim: int) -> torch.Tensor:
+    return torch.softmax(x.view(len(x), -1, dim), -1).view(x.shape)
 
 
 def _steps_of_sequence(modules: list[nn.Module]) -> list[Function]:
@@ -91,13 +105,8 @@ def _begins_with_linear_and_gelu(modules: Sequence[nn.Module]) -> bool:
 
 def in_parallel(first: nn.Module, second: nn.Module) -> Callable[[torch.Tensor], tuple[Any, Any]]:
     """
-    Overview:
-        Two modules on the same input. Where both begin with a linear layer and the same activation, these two steps are
-        taken at once for both.
-    Arguments:
-        - first, second (:obj:`nn.Module`): The modules.
-    Returns:
-        - function (:obj:`Callable`): Their outputs for an input.
+    Two modules on the same input. Where both begin with a linear layer and the same activation, these two steps are
+    taken at once for both.
     """
     parts = [_modules_of_sequence(module) for module in (first, second)]
     if not all(_begins_with_linear_and_gelu(part) for part in parts) or (
@@ -124,11 +133,8 @@ def _modules_of_sequence(module: nn.Module) -> list[nn.Module]:
 
 class CachedBlock:
     """
-    Overview:
-        A stock transformer block on its own parameters, with one product for queries, keys and values. The fused
-        weights are a copy of the block's: they belong to the weights of the moment.
-    Arguments:
-        - block (:obj:`Block`): The stock block.
+    A stock transformer block on its own parameters, with one product for queries, keys and values. The fused weights
+    are a copy of the block's: they belong to the weights of the moment.
     """
 
     def __init__(self, block: Block) -> None:
@@ -137,53 +143,70 @@ class CachedBlock:
         self._queries_keys_values = _fused([block.attn.query, block.attn.key, block.attn.value])
         self._project = in_sequence(block.attn.proj)
         self._norm_before_mlp = in_sequence(block.ln2)
-        self._mlp = in_sequence(block.mlp)
         self._gates = (block.gate1, block.gate2) if block.gru_gating else None
+        self._mlp = in_sequence(block.mlp) if block.gru_gating else None
+        self._add_mlp = None if block.gru_gating else _added(block.mlp)
 
     def __call__(
-            self, x: torch.Tensor, new: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-            mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor],
-            pass_on: Optional[Callable[[], None]] = None
+            self, x: torch.Tensor, columns: LayerColumns, mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
     ) -> torch.Tensor:
         """
-        Overview:
-            Run tokens through the block.
-        Arguments:
-            - x (:obj:`torch.Tensor`): The tokens, :math:`(B, T, E)`.
-            - new (:obj:`torch.Tensor`): Where their keys and values go, :math:`(B, T, 2, num_heads, head_dim)`, a view
-                of the last T columns of the next two.
-            - keys, values (:obj:`torch.Tensor`): Of this layer, :math:`(B, num_heads, columns, head_dim)`.
-            - mask (:obj:`Optional[torch.Tensor]`): What each token attends to, :math:`(B, 1, T, columns)`; None: every
-                column.
-            - rotation (:obj:`Optional[torch.Tensor]`): Of rotary positions, complex,
-                :math:`(B, T, 1, 1, head_dim / 2)`.
-            - pass_on (:obj:`Optional[Callable]`): Called when ``new`` has been written and before it is attended to, so
-                that a row can go on from an earlier one.
+        Run tokens through the block.
+
+        Args:
+            x: The tokens, (B * T, E).
+            columns: What they are added to and attend to.
+            mask: What is added to each token's attention, (B, 1, T, columns); None: it attends to every column.
+            rotation: Of rotary positions, complex, (B, T, 1, 1, head_dim / 2), or cosines and sines in one more
+                dimension.
+
         Returns:
-            - x (:obj:`torch.Tensor`): :math:`(B, T, E)`.
+            (B * T, E).
         """
-        rows, tokens, width = x.shape
-        states = self._queries_keys_values(self._norm_before_attention(x)).to(new.dtype)
+        rows, tokens = columns.new.shape[:2]
+        states = self._queries_keys_values(self._norm_before_attention(x)).to(columns.new.dtype)
         states = states.view(rows, tokens, 3, self._num_heads, -1)
         if rotation is not None:
             _rotate(states[:, :, :2], rotation)
-        new.copy_(states[:, :, 1:])
-        if pass_on is not None:
-            pass_on()
-        mixed = F.scaled_dot_product_attention(
-            states[:, :, 0].transpose(1, 2), keys, values, attn_mask=mask
-        )
-        attended = self._project(mixed.transpose(1, 2).reshape(rows, tokens, width))
+        mixed = columns.attend(states, mask)
+        attended = self._project(mixed.reshape(x.shape))
         if self._gates is None:
             x = x + attended
-            return x + self._mlp(self._norm_before_mlp(x))
+            return self._add_mlp(x, self._norm_before_mlp(x))
         x = self._gates[0](x, attended)
         return self._gates[1](x, self._mlp(self._norm_before_mlp(x)))
 
 
+def _added(mlp: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """Of x and y, ``x + mlp(y)``."""
+    parts = _modules_of_sequence(mlp)
+    if (
+            not _begins_with_linear_and_gelu(parts) or [type(part) for part in parts[2:3]] != [nn.Linear]
+            or _steps(nn.Sequential(*parts[3:])) or runs_its_own_forward(parts[2])
+            or parts[0].bias is None or parts[2].bias is None or is_packed(parts[0].weight)
+            or autocast_dtype(mlp[0].weight.device.type) is not None
+    ):
+        run = in_sequence(mlp)
+        return lambda x, y: x + run(y)
+    # A product can add x or the bias. So the bias comes from one more unit, whose GELU is its input exactly.
+    up, down, units = parts[0], parts[2], torch.zeros(ADDED_UNITS).to(parts[0].bias)
+    units[0] = ALWAYS
+    bias = torch.zeros_like(down.weight[:, :ADDED_UNITS])
+    bias[:, 0] = down.bias / ALWAYS
+    weight = torch.cat([down.weight, bias], 1).detach().t()
+    widen = linear(
+        torch.cat([up.weight, torch.zeros_like(up.weight[:ADDED_UNITS])]), torch.cat([up.bias, units]),
+        parts[1].approximate
+    )
+    return lambda x, y: torch.addmm(x, widen(y), weight)
+
+
 def _rotate(states: torch.Tensor, rotation: torch.Tensor) -> None:
     pairs = states.unflatten(-1, (-1, 2))
-    if states.dtype in (torch.float32, torch.float64):
+    if not rotation.is_complex():
+        (even, odd), (cosine, sine) = pairs.unbind(-1), rotation.unbind(-1)
+        pairs.copy_(torch.stack([even * cosine - odd * sine, even * sine + odd * cosine], -1))
+    elif states.dtype in (torch.float32, torch.float64):
         torch.view_as_complex(pairs).mul_(rotation)
     else:
         pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()) * rotation))
@@ -191,43 +214,36 @@ def _rotate(states: torch.Tensor, rotation: torch.Tensor) -> None:
 
 class UnknownBlock:
     """
-    Overview:
-        A block whose structure is not the stock's, run by its own forward on rows of equal length, over what looks like
-        the stock cache. Exact, but slow. Arguments of a call as ``CachedBlock``.
-    Arguments:
-        - block (:obj:`nn.Module`): The block.
+    A block whose structure is not the stock's, run by its own forward on rows of equal length, over what looks like
+    the stock cache. Exact, but slow. Called as ``CachedBlock``.
     """
 
     def __init__(self, block: nn.Module) -> None:
         self._block = block
 
     def __call__(
-            self, x: torch.Tensor, new: torch.Tensor, keys: torch.Tensor, values: torch.Tensor,
-            mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor],
-            pass_on: Optional[Callable[[], None]] = None
+            self, x: torch.Tensor, columns: LayerColumns, mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
     ) -> torch.Tensor:
-        """
-        Overview:
-            Run tokens through the block. Arguments and result as ``CachedBlock``.
-        """
-        outputs = torch.zeros_like(x)
-        before = keys.shape[2] - x.shape[1]
-        for row in range(len(x)):
+        new, keys, values = columns.new, columns.keys, columns.values
+        tokens = x.view(*new.shape[:2], -1)
+        outputs = torch.zeros_like(tokens)
+        before = keys.shape[2] - new.shape[1]
+        for row in range(len(new)):
             seen = torch.ones(keys.shape[2], dtype=torch.bool, device=x.device)
             if mask is not None:
                 # The last token is never padding, and sees what its row consists of.
-                seen = mask[row % len(mask), 0, -1]
+                seen = mask[row % len(mask), 0, -1] == 0
             own = seen[before:]
             context = seen.clone()
             context[before:] = False
             cache = _RowCache(keys[row][:, context], values[row][:, context])
             turn = None if rotation is None else rotation[row, own, 0, 0][None]
-            outputs[row, own] = self._block(x[row, own][None], cache, None, turn)[0].to(x.dtype)
+            outputs[row, own] = self._block(tokens[row, own][None], cache, None, turn)[0].to(x.dtype)
             for index, states in enumerate(cache.new):
                 new[row, own, index] = states[0].transpose(0, 1).to(new.dtype)
-            if pass_on is not None:
-                pass_on()
-        return outputs
+            if columns.pass_on is not None:
+                columns.pass_on()
+        return outputs.view(x.shape)
 
 
 class _RowCache:
@@ -250,18 +266,34 @@ class _RowCache:
 
 
 def block_of(block: nn.Module) -> Callable:
-    """
-    Overview:
-        The fastest way to run a block that is exact.
-    Arguments:
-        - block (:obj:`nn.Module`): A block of the transformer.
-    """
+    """The fastest way to run a block that is exact."""
     if type(block).forward is Block.forward and type(block.attn).forward is SelfAttention.forward and not any(
             runs_its_own_forward(module) for module in (block, block.attn)
     ) and not _steps(block.attn.attn_drop) + _steps(block.attn.resid_drop):
         return CachedBlock(block)
     _warn_of_unknown_block(type(block).__name__)
     return UnknownBlock(block)
+
+
+class _HeadAtOneToken(nn.Module):
+    """A head whose forward is not the stock's, called as the stock code calls it."""
+
+    def __init__(self, head: nn.Module) -> None:
+        super().__init__()
+        self._head = head
+        # The place in a block whose predictions this head makes, so that its slicing lets the token through.
+        self._place = next(place for place in range(head.block_size) if len(head.compute_slice(1, place)))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self._head(x, num_steps=1, prev_steps=self._place)
+
+
+def head_of(head: nn.Module) -> nn.Module:
+    """What a head computes at one token, as a module."""
+    if type(head).forward in (Head.forward, PolicyHeadCont.forward) and not runs_its_own_forward(head):
+        return head.head_module
+    warn_of_unknown_layer(type(head).__name__)
+    return _HeadAtOneToken(head)
 
 
 @cache
@@ -274,12 +306,7 @@ def _warn_of_unknown_block(name: str) -> None:
 
 @cache
 def warn_of_unknown_layer(name: str) -> None:
-    """
-    Overview:
-        Say, once for each kind, that a layer is called as it is.
-    Arguments:
-        - name (:obj:`str`): Its class.
-    """
+    """Say, once for each kind, that a layer is called as it is."""
     logger.warning(
         f'A layer of this model ({name}) has hooks or a forward of its own: it is called as it is, which is exact but '
         'slower. Said once.'

@@ -1,24 +1,23 @@
 """The world model's current weights, run over gathered contexts."""
-from functools import partial
-from typing import Any, NamedTuple, Optional
+from collections.abc import Sequence
+from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lzero.model.unizero_world_models.slicer import Head, PolicyHeadCont
 from lzero.model.unizero_world_models.transformer import Transformer
-from torch import nn
 
 from ..config import KEY_PATH, WORLD_MODEL_PATH
 from ..store import ContextBatch
 from .blocks import (
     UnknownBlock,
     block_of,
+    head_of,
     in_parallel,
     in_sequence,
     is_plain_embedding,
-    warn_of_unknown_layer,
 )
+from .columns import EncodingColumns, LayerColumns, SpelledOutStep, StepColumns, is_for_a_compiler, layers_of
 from .positions import rotary_frequencies, rotations
 from .precision import at_least_float32
 from .structure import runs_its_own_forward
@@ -26,37 +25,57 @@ from .structure import runs_its_own_forward
 HEADS = ('rewards', 'observations', 'policy', 'value')
 
 
-class Predictions(NamedTuple):
+class StepOutputs(NamedTuple):
     """
-    Overview:
-        The logits of one inference.
-    Arguments:
-        - reward (:obj:`torch.Tensor`): :math:`(B, 1, support_size)`.
-        - policy (:obj:`torch.Tensor`): :math:`(B, 1, action_space_size)`; of a continuous policy, mean and deviation.
-        - value (:obj:`torch.Tensor`): :math:`(B, 1, support_size)`.
+    What ``CachedModel.step`` computes.
+
+    hidden: The transformer's output at the last token, (B, 1, E).
+    latents: (B, num_observations_tokens, E), of the parameters' dtype.
+    reward, policy, value: Logits, (B, 1, size), of float32 at least.
+    host: What a search needs of them, (B, 2 + policy size): the expected bins of reward and value, and the policy.
     """
+    hidden: torch.Tensor
+    latents: torch.Tensor
     reward: torch.Tensor
     policy: torch.Tensor
     value: torch.Tensor
+    host: torch.Tensor
+
+
+class RawContexts(NamedTuple):
+    """
+    Contexts whose keys and values are still to be computed.
+
+    rows: Which rows of a step they belong to, (R, ).
+    tokens: Their raw tokens, (R, K, E).
+    new: Where these go, (R, K).
+    rotation: Of their rotary positions, complex, (R, K, 1, 1, head_dim / 2); None with learned ones.
+    """
+    rows: torch.Tensor
+    tokens: torch.Tensor
+    new: torch.Tensor
+    rotation: Optional[torch.Tensor]
 
 
 class CachedModel:
     """
-    Overview:
-        A world model ready for inference in eval mode, without gradients. What is made of its weights and modules here
-        is made once, under the ``torch.autocast`` of the moment: when one of these changes, a new instance is needed.
-        Tokens are of the parameters' dtype, predictions of float32 at least.
-    Arguments:
-        - world_model (:obj:`WorldModel`): The model, whose own parameters and modules are used.
-        - num_places (:obj:`int`): The tokens of the longest context.
-        - move_tokens (:obj:`bool`): Whether tokens move to other places of their rows when the window drops old ones.
+    A world model ready for inference in eval mode, without gradients. What is made of its weights and modules here is
+    made once, under the ``torch.autocast`` of the moment: when one of these changes, a new instance is needed. Tokens
+    are of the parameters' dtype, predictions of float32 at least.
+
+    Args:
+        world_model: The model, whose own parameters and modules are used.
+        num_places: The tokens of the longest context.
+        move_tokens: Whether tokens move to other places of their rows when the window drops old ones.
     """
 
     def __init__(self, world_model: Any, num_places: int, move_tokens: bool) -> None:
         self.world_model = world_model
+        self.num_places = num_places
         self.num_observations_tokens: int = world_model.num_observations_tokens
         self.like: torch.Tensor = world_model.transformer.ln_f.weight
-        self._observation_dtype = _dtype_of(world_model.tokenizer, self.like.dtype)
+        weights = world_model.tokenizer.parameters()
+        self._observation_dtype = next((each.dtype for each in weights if each.is_floating_point()), self.like.dtype)
         self.uses_rotary: bool = world_model.config.rotary_emb
         self.place_offsets = None
         if move_tokens and not self.uses_rotary:
@@ -81,70 +100,81 @@ class CachedModel:
         else:
             self._embed_positions = in_sequence(world_model.pos_emb)
             self._position_table = world_model.pos_emb.weight if is_plain_embedding(world_model.pos_emb) else None
-        self._blocks = [block_of(block) for block in world_model.transformer.blocks]
+        self.blocks = [block_of(block) for block in world_model.transformer.blocks]
         most = world_model.config.max_tokens
-        if num_places > most and any(isinstance(block, UnknownBlock) for block in self._blocks):
+        if num_places > most and any(isinstance(block, UnknownBlock) for block in self.blocks):
             raise ValueError(
                 f'{WORLD_MODEL_PATH}.max_tokens is {most}, and a block that is called as it is sees no more tokens, '
                 f'but contexts have up to {num_places}: allowed are at least as many, or a smaller context_length'
             )
         self._embed_actions = in_sequence(world_model.act_embedding_table)
         self._final_norm = in_sequence(world_model.transformer.ln_f)
-        heads = [_module_of(getattr(world_model, f'head_{name}')) for name in HEADS]
+        heads = [head_of(getattr(world_model, f'head_{name}')) for name in HEADS]
         self._reward_and_next_token = in_parallel(heads[0], heads[1])
         self._policy_and_value = in_parallel(heads[2], heads[3])
         self._next_token = in_sequence(heads[1])
+        self._support = _support(self.like.new_empty(world_model.support_size, dtype=at_least_float32(self.like.dtype)))
 
     def append(
             self, batch: ContextBatch, tokens: torch.Tensor, positions: Optional[np.ndarray] = None,
             counts: Optional[np.ndarray] = None
     ) -> torch.Tensor:
         """
-        Overview:
-            Append tokens to every row of a batch and run them through the transformer. Each token attends to its own
-            row's tokens up to itself.
-        Arguments:
-            - batch (:obj:`ContextBatch`): The rows, changed in place.
-            - tokens (:obj:`torch.Tensor`): Token embeddings without positions, :math:`(B, T, E)`.
-            - positions (:obj:`Optional[np.ndarray]`): Rotary positions, :math:`(B, T)`; not looked at with learned
-                positions, which follow from the tokens' places in their rows.
-            - counts (:obj:`Optional[np.ndarray]`): How many of the T tokens, on the right, belong to each row,
-                :math:`(B, )`, the others being padding; None: all.
+        Append tokens to every row of a batch and run them through the transformer. Each token attends to its own row's
+        tokens up to itself.
+
+        Args:
+            batch: The rows, changed in place.
+            tokens: Token embeddings without positions, (B, T, E).
+            positions: Rotary positions, (B, T); not looked at with learned positions, which follow from the tokens'
+                places in their rows.
+            counts: How many of the T tokens, on the right, belong to each row, (B, ), the others being padding; None:
+                all.
+
         Returns:
-            - hidden (:obj:`torch.Tensor`): The transformer's output, :math:`(B, T, E)`; of padding it means nothing.
+            The transformer's output, (B, T, E); of padding it means nothing.
         """
         start = batch.used
-        places, mask = batch.append(tokens.shape[1], counts)
+        places, visible = batch.append(tokens.shape[1], counts)
         batch.embeddings.append(tokens)
         # What rows go on from comes with the first tokens that are appended.
         links = batch.links if start == batch.width else None
         rotation = None
         if self.uses_rotary:
             batch.positions.append(positions)
-            rotation = self._rotation(positions)
-            hidden = tokens
+            rotation = self.rotation(positions)
         else:
-            hidden = tokens + self._position_embeddings(places)
-        hidden = self._embedding_dropout(hidden)
-        new = batch.kv[:, start:batch.used].unbind(2)
-        keys_values = batch.kv[:, :batch.used].permute(2, 3, 0, 4, 1, 5).flatten(0, 1).unbind(0)
-        for layer, block in enumerate(self._blocks):
-            hidden = block(
-                hidden, new[layer], keys_values[2 * layer], keys_values[2 * layer + 1], mask, rotation,
-                None if links is None else partial(links.follow, layer)
+            first = int(places[0, 0])
+            tokens = tokens + (
+                self._embeddings_from(first, first + tokens.shape[1]) if len(places) == 1
+                else self._embeddings_at(self.on_device(places))
             )
+        mask = None if visible is None else self._mask(visible, batch.used)
+        columns = layers_of(batch.kv[:, :batch.used], start, links)
+        return self._transform(tokens.flatten(0, 1), columns, rotation, mask).view(tokens.shape)
+
+    def _transform(
+            self, hidden: torch.Tensor, columns: Sequence[LayerColumns], rotation: Optional[torch.Tensor],
+            mask: Optional[torch.Tensor]
+    ) -> torch.Tensor:
+        """Run tokens, (B * T, E), through all blocks."""
+        hidden = self._embedding_dropout(hidden)
+        for block, of_layer in zip(self.blocks, columns):
+            hidden = block(hidden, of_layer, mask, rotation)
         return self._final_norm(hidden)
+
+    def _mask(self, visible: torch.Tensor, columns: int) -> torch.Tensor:
+        """What attention adds, (B, 1, T, columns); what lies to the right of ``visible`` is."""
+        mask = self.like.new_zeros((*visible.shape[:3], columns))
+        mask[..., :visible.shape[3]].masked_fill_(~visible, -torch.inf)
+        return mask
 
     def embed_observations(self, observations: torch.Tensor) -> torch.Tensor:
         """
-        Overview:
-            Turn observations into latent states.
-        Arguments:
-            - observations (:obj:`torch.Tensor`): :math:`(B, ...)`.
-        Returns:
-            - latents (:obj:`torch.Tensor`): :math:`(B, num_observations_tokens, E)`.
+        Turn observations, (B, ...), into latent states, (B, num_observations_tokens, E).
+
         Raises:
-            - ValueError: If the encoder makes another number of tokens.
+            ValueError: If the encoder makes another number of tokens.
         """
         if observations.is_floating_point():
             observations = observations.to(self._observation_dtype)
@@ -157,119 +187,152 @@ class CachedModel:
         return latents
 
     def embed_actions(self, actions: torch.Tensor) -> torch.Tensor:
-        """
-        Overview:
-            Turn actions into tokens.
-        Arguments:
-            - actions (:obj:`torch.Tensor`): :math:`(B, )` for discrete, :math:`(B, action_space_size)` for continuous
-                ones.
-        Returns:
-            - tokens (:obj:`torch.Tensor`): :math:`(B, 1, E)`.
-        """
+        """Turn actions, (B, ) for discrete, (B, action_space_size) for continuous ones, into tokens, (B, 1, E)."""
+        return self._action_tokens(actions)[:, None]
+
+    def _action_tokens(self, actions: torch.Tensor) -> torch.Tensor:
         if self.world_model.continuous_action_space:
-            actions = actions.to(self.like.dtype).reshape(-1, 1, self.world_model.action_space_size)
+            actions = actions.to(self.like.dtype).reshape(-1, self.world_model.action_space_size)
         else:
-            actions = actions.long().reshape(-1, 1)
+            actions = actions.long().reshape(-1)
         return self._embed_actions(actions).to(self.like.dtype)
 
     def policy_and_value(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Overview:
-            Policy and value logits.
-        Arguments:
-            - hidden (:obj:`torch.Tensor`): Outputs at the last tokens of observations, :math:`(B, 1, E)`.
-        Returns:
-            - policy, value (:obj:`Tuple[torch.Tensor, torch.Tensor]`): :math:`(B, 1, ...)`.
-        """
-        policy, value = self._policy_and_value(hidden)
+        """Policy and value logits, (B, 1, size), of outputs at the last tokens of observations, (B, 1, E)."""
+        policy, value = self._policy_and_value(hidden[:, 0])
         if isinstance(policy, dict):
             policy = torch.cat([policy['mu'], policy['sigma']], dim=-1)
-        return _widened(policy), _widened(value)
+        return _widened(policy)[:, None], _widened(value)[:, None]
 
-    def predict_next_state(
-            self, batch: ContextBatch, actions: torch.Tensor, positions: Optional[np.ndarray]
-    ) -> tuple[torch.Tensor, torch.Tensor, Predictions]:
+    def predict_from_action(
+            self, batch: ContextBatch, hidden: torch.Tensor, positions: Optional[np.ndarray]
+    ) -> StepOutputs:
         """
-        Overview:
-            Take an action in every row: predict the reward at its token, then the next latent state, token by token.
-            Preceding steps are taken together with the action.
-        Arguments:
-            - batch (:obj:`ContextBatch`): The rows, to which action and latent state are appended. Preceding rows leave
-                it, and what they append is complete.
-            - actions (:obj:`torch.Tensor`): :math:`(B, )` or :math:`(B, action_space_size)`.
-            - positions (:obj:`Optional[np.ndarray]`): Rotary positions of the new tokens,
-                :math:`(B, 1 + num_observations_tokens)`; None with learned ones.
-        Returns:
-            - hidden (:obj:`torch.Tensor`): The transformer's output at the last token, :math:`(B, 1, E)`.
-            - latents (:obj:`torch.Tensor`): :math:`(B, num_observations_tokens, E)`.
-            - predictions (:obj:`Predictions`): The logits.
+        Predict the reward and the next latent state at actions that have been appended, and append that.
+
+        Args:
+            batch: The rows.
+            hidden: The transformer's output at the actions, (B, 1, E).
+            positions: Rotary positions of the new tokens, (B, 1 + num_observations_tokens); None with learned ones.
         """
 
         def append(token: torch.Tensor, index: int) -> torch.Tensor:
-            return self.append(batch, token, None if positions is None else positions[:, index:index + 1])
+            position = None if positions is None else positions[:, index:index + 1]
+            return self.append(batch, token[:, None], position)[:, 0]
 
-        hidden = self._append_with_preceding(batch, self.embed_actions(actions), positions)
+        return self._follow_action(hidden[:, 0], append)
+
+    def _follow_action(
+            self, hidden: torch.Tensor, append: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> StepOutputs:
+        """Go on from the output at an action, (B, E), to the last token."""
         reward, latent = self._reward_and_next_token(hidden)
         latents = [latent.to(self.like.dtype)]
         hidden = append(latents[0], 1)
         for index in range(2, 1 + self.num_observations_tokens):
             latents.append(self._next_token(hidden).to(self.like.dtype))
             hidden = append(latents[-1], index)
-        predictions = Predictions(_widened(reward), *self.policy_and_value(hidden))
-        return hidden, latents[0] if len(latents) == 1 else torch.cat(latents, 1), predictions
+        states = latents[0][:, None] if len(latents) == 1 else torch.stack(latents, 1)
+        hidden, reward = hidden[:, None], _widened(reward)[:, None]
+        policy, value = self.policy_and_value(hidden)
+        return StepOutputs(hidden, states, reward, policy, value, self.numbers_for_host(reward, policy, value))
 
-    def _append_with_preceding(
-            self, batch: ContextBatch, actions: torch.Tensor, positions: Optional[np.ndarray]
-    ) -> torch.Tensor:
-        of_actions = None if positions is None else positions[:, :1]
-        steps = batch.preceding
-        if steps is None:
-            return self.append(batch, actions, of_actions)
-        if positions is not None:
-            of_actions = np.concatenate([steps.positions, of_actions])
-        hidden = self.append(batch, torch.cat([steps.tokens, actions]), of_actions)
-        steps.batch = batch.split(len(steps))
-        return hidden[len(steps):]
+    def step(
+            self, slab: torch.Tensor, index: torch.Tensor, new: torch.Tensor, actions: torch.Tensor,
+            mask: Optional[torch.Tensor], places: Optional[torch.Tensor], rotation: Optional[torch.Tensor],
+            raw: Optional['RawContexts'] = None
+    ) -> StepOutputs:
+        """
+        Take an action in every row, from the keys and values of its context to those of the tokens that it adds. With
+        learned positions and a window that moves tokens, the slab is without what a token's place contributes.
 
-    def _rotation(self, positions: np.ndarray) -> torch.Tensor:
-        return self._on_device(rotations(positions, self._frequencies))[:, :, None, None]
+        Args:
+            slab: Keys (index 0) and values (index 1) of all tokens, (tokens, num_layers, 2, num_heads, head_dim),
+                finite everywhere, changed in place.
+            index: Where each row's context lies in the slab, left-aligned, (B, W).
+            new: Where the new tokens go, an action and a latent state, (B, T).
+            actions: (B, ) or (B, action_space_size).
+            mask: Which columns of ``index`` are a row's own, (B, 1, 1, W); None: all, in every row.
+            places: The new tokens' places in their rows, (B, T) or (1, T), for learned positions. Not looked at where
+                ``mask`` is None: they come after the context.
+            rotation: Of rotary positions, as ``CachedBlock`` takes them; None with learned ones.
+            raw: Contexts that are encoded in the same pass as the actions.
+        """
+        width = index.shape[1]
+        end = width + new.shape[1]
+        columns = (SpelledOutStep if is_for_a_compiler() else StepColumns)(slab, index, new, self.place_offsets)
+        attention = None if mask is None else self._mask(mask, end)
+        position_embeddings = None
+        if not self.uses_rotary:
+            position_embeddings = self._embeddings_from(width, end) if mask is None else self._embeddings_at(places)
 
-    def _position_embeddings(self, places: np.ndarray) -> torch.Tensor:
-        if len(places) == 1 and self._position_table is not None:
-            first = int(places[0, 0])
-            return self._position_table[first:first + places.shape[1]]
-        return self._embed_positions(self._on_device(places))
+        def append(token: torch.Tensor, place: int) -> torch.Tensor:
+            turn = None if rotation is None else rotation[:, place:place + 1]
+            if position_embeddings is not None:
+                token = token + position_embeddings[:, place]
+            seen = None if attention is None else attention[..., :width + place + 1]
+            if raw is None or place:
+                return self._transform(token, columns.at(place), turn, seen)
+            return self._transform(*self._after_raw(raw, token, columns.at(0), turn), seen)[-len(token):]
 
-    def _on_device(self, array: np.ndarray) -> torch.Tensor:
+        outputs = self._follow_action(append(self._action_tokens(actions), 0), append)
+        appended = columns.appended()
+        if self.place_offsets is not None:
+            appended = appended - (self.place_offsets[width:end] if mask is None else self.place_offsets[places])
+        slab.index_copy_(0, new.reshape(-1), appended.flatten(0, 1))
+        if raw is not None:
+            slab.index_copy_(0, raw.new.view(-1), columns.of_contexts(raw.rows, raw.new.shape[1]).flatten(0, 1))
+        return outputs
+
+    def _after_raw(
+            self, raw: 'RawContexts', tokens: torch.Tensor, columns: Sequence[LayerColumns],
+            rotation: Optional[torch.Tensor]
+    ) -> tuple[torch.Tensor, Sequence[EncodingColumns], Optional[torch.Tensor]]:
+        count, before = raw.new.shape[1], raw.tokens
+        if rotation is None:
+            before = before + self._embeddings_from(0, count)
+        else:
+            rotation = torch.cat([raw.rotation.flatten(0, 1)[:, None], rotation])
+        columns = [EncodingColumns(of_layer, raw.rows, count) for of_layer in columns]
+        return torch.cat([before.flatten(0, 1), tokens]), columns, rotation
+
+    def numbers_for_host(self, reward: torch.Tensor, policy: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """What a search needs of logits, (B, 1, size), as ``StepOutputs.host``."""
+        expected = expected_bins(torch.cat([reward, value], 1), self._support)
+        return torch.cat([expected, policy.flatten(1)], 1)
+
+    def rotation(self, positions: np.ndarray) -> torch.Tensor:
+        """What rotary positions, (B, T), turn queries and keys by, complex, (B, T, 1, 1, head_dim / 2)."""
+        return self.on_device(rotations(positions, self._frequencies))[:, :, None, None]
+
+    def _embeddings_from(self, first: int, end: int) -> torch.Tensor:
+        if self._position_table is not None:
+            return self._position_table[None, first:end]
+        return self._embeddings_at(torch.arange(first, end, device=self.like.device)[None])
+
+    def _embeddings_at(self, places: torch.Tensor) -> torch.Tensor:
+        return self._embed_positions(places.reshape(-1)).view(*places.shape, -1)
+
+    def on_device(self, array: np.ndarray) -> torch.Tensor:
+        """An array where the model is."""
         return torch.from_numpy(array).to(self.like.device, non_blocking=True)
 
 
-class _HeadAtOneToken(nn.Module):
-    """A head whose forward is not the stock's, called as the stock code calls it."""
-
-    def __init__(self, head: nn.Module) -> None:
-        super().__init__()
-        self._head = head
-        # The place in a block whose predictions this head makes, so that its slicing lets the token through.
-        self._place = next(place for place in range(head.block_size) if len(head.compute_slice(1, place)))
-
-    def forward(self, x: torch.Tensor) -> Any:
-        return self._head(x, num_steps=1, prev_steps=self._place)
+def expected_bins(logits: torch.Tensor, support: Optional[torch.Tensor] = None) -> torch.Tensor:
+    """The bins that a model expects, counted from the middle one, (...), of logits (..., support_size)."""
+    if logits.shape[-1] == 1:
+        return logits[..., 0]
+    # Not a product, whose last bits depend on the number of rows.
+    return torch.softmax(logits, -1).mul_(_support(logits) if support is None else support).sum(-1)
 
 
-def _dtype_of(module: nn.Module, default: torch.dtype) -> torch.dtype:
-    return next((weight.dtype for weight in module.parameters() if weight.is_floating_point()), default)
+def _support(logits: torch.Tensor) -> torch.Tensor:
+    size = logits.shape[-1]
+    return torch.arange(size, dtype=logits.dtype, device=logits.device) - size // 2
 
 
 def _widened(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(at_least_float32(logits.dtype))
-
-
-def _module_of(head: nn.Module) -> nn.Module:
-    if type(head).forward in (Head.forward, PolicyHeadCont.forward) and not runs_its_own_forward(head):
-        return head.head_module
-    warn_of_unknown_layer(type(head).__name__)
-    return _HeadAtOneToken(head)
 
 
 def _place_offsets(world_model: Any, num_places: int) -> torch.Tensor:

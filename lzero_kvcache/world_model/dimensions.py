@@ -1,21 +1,20 @@
 """Dimensions of a world model that do not fit together, and would let it die long after it was built."""
+from types import SimpleNamespace
 from typing import Any
 
 from ..checks import check_count
 from ..config import WORLD_MODEL_PATH as PATH
 from ..config import entry_of
 
+DIMENSIONS = ('context_length', 'tokens_per_block', 'embed_dim', 'num_heads', 'num_layers', 'group_size', 'max_tokens')
+
 
 def check_dimensions(world_model_cfg: Any) -> None:
-    """
-    Overview:
-        Find what is wrong with the dimensions in ``world_model_cfg``. What is missing is not looked at.
-    Arguments:
-        - world_model_cfg (:obj:`Any`): An EasyDict, a dict or any object with the same attributes.
-    Raises:
-        - ValueError: At the first that the cache, or the model itself, cannot work with, in a sentence.
-    """
-    given = _Dimensions(world_model_cfg)
+    """A ValueError at the first dimension of a ``world_model_cfg`` that the cache, or the model, cannot work with."""
+    given = SimpleNamespace(rotary_emb=bool(entry_of(world_model_cfg, 'rotary_emb')))
+    for name in DIMENSIONS:
+        value = entry_of(world_model_cfg, name)
+        setattr(given, name, None if value is None else check_count(value, f'{PATH}.{name}', 'a dimension'))
     context_length, tokens_per_block = given.context_length, given.tokens_per_block or 2
     if context_length is not None and context_length < 4:
         raise ValueError(
@@ -47,15 +46,7 @@ def check_dimensions(world_model_cfg: Any) -> None:
 
 
 def longest_context(context_length: int, num_observations_tokens: int) -> int:
-    """
-    Overview:
-        The most tokens that a context has before it is shortened.
-    Arguments:
-        - context_length (:obj:`int`): The window in tokens.
-        - num_observations_tokens (:obj:`int`): Tokens per observation; an action has one.
-    Returns:
-        - length (:obj:`int`): In tokens.
-    """
+    """The most tokens that a context has before it is shortened."""
     limit, kept = context_length - 1, context_length - 3
     longest, met = num_observations_tokens, set()
     for length in (num_observations_tokens, kept):
@@ -65,14 +56,3 @@ def longest_context(context_length: int, num_observations_tokens: int) -> int:
             longest = max(longest, grown)
             length = grown if grown < limit else kept
     return longest
-
-
-class _Dimensions:
-
-    def __init__(self, world_model_cfg: Any) -> None:
-        for name in (
-                'context_length', 'tokens_per_block', 'embed_dim', 'num_heads', 'num_layers', 'group_size', 'max_tokens'
-        ):
-            value = entry_of(world_model_cfg, name)
-            setattr(self, name, None if value is None else check_count(value, f'{PATH}.{name}', 'a dimension'))
-        self.rotary_emb = bool(entry_of(world_model_cfg, 'rotary_emb'))

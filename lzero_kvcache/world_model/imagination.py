@@ -1,5 +1,4 @@
 """Open-loop rollouts in latent space."""
-from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
@@ -7,10 +6,12 @@ import torch
 from lzero.policy.scaling_transform import inverse_scalar_transform
 
 from ..checks import choices
-from ..store import Context, TokenStore
-from .cached_model import CachedModel
-from .positions import SearchPositions
-from .window import ContextWindow
+from ..search.contexts import SearchContexts
+from ..store import TokenStore
+from .forward import Forward
+from .latent_names import LatentNames, host_copy
+from .positions import SearchPositions, host_timesteps
+from .precision import at_least_float32
 
 ACTION_CHOICES = ('greedy', 'sample')
 
@@ -84,41 +85,59 @@ def _check_actions(world_model: Any, actions: torch.Tensor, rows: int, horizon: 
 
 
 def roll_out(
-        model: CachedModel, contexts: Sequence[Context], policy: torch.Tensor, timesteps: np.ndarray,
-        depths: np.ndarray, store: TokenStore, window: ContextWindow, positions: SearchPositions,
-        actions: Optional[torch.Tensor], horizon: int, choose: str, generator: Optional[torch.Generator]
+        forward: Forward, store: TokenStore, contexts: SearchContexts, search_positions: SearchPositions,
+        names: Optional[LatentNames], obs_or_latent: torch.Tensor, actions: Optional[torch.Tensor], horizon: int,
+        choose: str, start_pos: Any, generator: Optional[torch.Generator]
 ) -> Imagination:
     """
-    Overview:
-        Go on from a batch of contexts.
-    Arguments:
-        - model (:obj:`CachedModel`): The model.
-        - contexts (:obj:`Sequence[Context]`): One per row, held by the caller, who gives them away.
-        - policy (:obj:`torch.Tensor`): Policy logits at the ends of the contexts, :math:`(B, ...)`.
-        - timesteps (:obj:`np.ndarray`): Timesteps of the rows' roots, :math:`(B, )`.
-        - depths (:obj:`np.ndarray`): Actions between the roots and the ends of the contexts, :math:`(B, )`.
-        - store (:obj:`TokenStore`): Where the contexts lie.
-        - window (:obj:`ContextWindow`): Keeps the contexts inside the model's window.
-        - positions (:obj:`SearchPositions`): Rotary positions.
-        - actions, horizon, choose, generator: As ``KVCacheWorldModelMixin.imagine``.
+    Roll out from observations or latent states.
+
+    Args:
+        forward: Computes.
+        store: Where contexts lie.
+        contexts: Those of the running search.
+        search_positions: Rotary positions.
+        names: Finds that search's nodes, where it is one of these weights.
+        obs_or_latent, actions, horizon, choose, start_pos, generator: As ``KVCacheWorldModelMixin.imagine``.
     """
+    model = forward.model
+    given = torch.as_tensor(obs_or_latent, device=model.like.device)
+    is_latent = given.shape[1:] == (model.num_observations_tokens, model.world_model.embed_dim)
+    latents = given.to(model.like.dtype) if is_latent else model.embed_observations(given)
+    timesteps = host_timesteps(start_pos or 0 if np.ndim(start_pos) == 0 else start_pos, len(latents)).copy()
+    positions = 2 * timesteps[:, None] + np.arange(model.num_observations_tokens)
+    with store.gather([None] * len(latents), model.num_observations_tokens, model) as batch:
+        hidden = model.append(batch, latents, positions)
+        held = store.add(batch, model, shortens=False)
+    policy = model.policy_and_value(hidden[:, -1:])[0][:, 0]
+    depths = np.zeros(len(latents), dtype=np.int64)
+    known = {} if names is None else names.predicted(
+        host_copy((given if is_latent else latents).to(at_least_float32(model.like.dtype)))
+    )
+    if known:
+        rows, nodes, search = list(known), list(known.values()), names.search
+        timesteps[rows], depths[rows] = search.timesteps_of(nodes), search.nodes.depths[nodes]
+        policy[rows] = torch.from_numpy(search.nodes.policies[nodes]).to(policy)
+        store.release([held[row] for row in rows])
+        for row, context in zip(rows, contexts.peek(forward, search, nodes)):
+            held[row] = context
     steps = []
     for step in range(horizon):
         action = _choose(model.world_model, policy, choose, generator) if actions is None else actions[:, step]
         rotary = None
         if model.uses_rotary:
-            of_action, of_latent = positions.of_expansion(timesteps, depths + step, (), False)
-            rotary = np.column_stack([of_action, of_latent[:, None] + np.arange(model.num_observations_tokens)])
-        with store.gather(contexts, 1 + model.num_observations_tokens, model.like) as batch:
-            _, latents, (reward, policy, value) = model.predict_next_state(batch, action, rotary)
-            longer = window.add(model, batch)
-        store.release(contexts)
-        contexts = longer
-        policy = policy[:, 0]
+            rotary = search_positions.of_expansion(timesteps, depths + step, (), False, model.num_observations_tokens)
+        contexts.encode_in_place(forward, held)
+        with store.gather(held, 1 + model.num_observations_tokens, model) as batch:
+            outputs = forward.predict(batch, action, rotary)
+            longer = store.add(batch, model)
+        store.release(held)
+        held, policy = longer, outputs.policy[:, 0]
         steps.append((
-            latents, _scalars(model.world_model, reward), _scalars(model.world_model, value), policy, action
+            outputs.latents, _scalars(model.world_model, outputs.reward), _scalars(model.world_model, outputs.value),
+            policy, action
         ))
-    store.release(contexts)
+    store.release(held)
     return Imagination(*(torch.stack(column, dim=1) for column in zip(*steps)))
 
 

@@ -9,59 +9,36 @@ from .imagination import Imagination
 
 
 class LegacyInference:
-    """
-    Overview:
-        Hands every call to the stock world model. It has no manager and keeps nothing.
-    """
+    """Hands every call to the stock world model. It has no manager and keeps nothing."""
     manager = None
 
     def initial(
             self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: Any
     ) -> tuple[torch.Tensor, ...]:
-        """
-        Overview:
-            As ``WorldModel.forward_initial_inference``.
-        """
+        """As ``WorldModel.forward_initial_inference``."""
         return world_model.stock_initial_inference(obs_act_dict, start_pos)
 
     def recurrent(
             self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
             search_depth: Sequence[int], start_pos: Any
     ) -> tuple[torch.Tensor, ...]:
-        """
-        Overview:
-            As ``WorldModel.forward_recurrent_inference``.
-        """
+        """As ``WorldModel.forward_recurrent_inference``."""
         return world_model.stock_recurrent_inference(
             state_action_history, simulation_index, search_depth, start_pos
         )
 
     def imagine(self, *args: Any) -> Imagination:
-        """
-        Overview:
-            Not there.
-        Raises:
-            - RuntimeError: Always.
-        """
+        """Not there: a RuntimeError."""
         raise RuntimeError(
             f"imagine needs the managed cache: set {KEY_PATH} to dict(mode='managed'), now the stock code runs, which "
             'has no such function'
         )
 
     def forget(self, phase: str, env_ids: Optional[Sequence[int]] = None) -> None:
-        """
-        Overview:
-            Nothing: the stock policies forget by themselves.
-        """
+        """Nothing: the stock policies forget by themselves."""
 
     def clear(self) -> None:
-        """
-        Overview:
-            Nothing: the stock world model clears by itself.
-        """
+        """Nothing: the stock world model clears by itself."""
 
     def leave_device(self) -> None:
-        """
-        Overview:
-            Nothing: the stock world model keeps no pool of its own on a device.
-        """
+        """Nothing: the stock world model keeps no pool of its own on a device."""

@@ -7,6 +7,7 @@ from typing import Callable, Optional
 import torch
 import torch.nn.functional as F
 
+from .columns import is_for_a_compiler
 from .precision import as_computed_with
 
 # Below, the cost of a call hides what packing saves.
@@ -19,31 +20,35 @@ def linear(
         weight: torch.Tensor, bias: Optional[torch.Tensor], gelu: Optional[str] = None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
     """
-    Overview:
-        A linear layer with a weight that does not change, in the dtype that ``torch.autocast`` asks for here. A product
-        of few rows spends its time waiting for the weight, so on a CPU a large one of float32 is kept in the order in
-        which the processor's library reads it.
-    Arguments:
-        - weight (:obj:`torch.Tensor`): :math:`(out, in)`.
-        - bias (:obj:`Optional[torch.Tensor]`): :math:`(out, )`.
-        - gelu (:obj:`Optional[str]`): The approximation of the GELU that follows, 'none' or 'tanh'; None: none follows.
+    A linear layer with a weight that does not change, in the dtype that ``torch.autocast`` asks for here. A product of
+    few rows spends its time waiting for the weight, so on a CPU a large one of float32 is kept in the order in which
+    the processor's library reads it.
+
+    Args:
+        weight: (out, in).
+        bias: (out, ).
+        gelu: The approximation of the GELU that follows, 'none' or 'tanh'; None: none follows.
+
     Returns:
-        - function (:obj:`Callable`): :math:`(B, T, in)` to :math:`(B, T, out)`.
+        (N, in) to (N, out).
     """
-    weight = as_computed_with(weight.detach())
-    bias = None if bias is None else as_computed_with(bias.detach())
-    packed = packed_linear() if weight.device.type == 'cpu' and weight.dtype == torch.float32 else None
-    if packed is None or weight.numel() < SMALLEST_PACKED:
-        return PlainLinear(weight, bias, gelu)
-    return packed(weight, bias, gelu)
+    packed = packed_linear() if is_packed(weight) else PlainLinear
+    return packed(
+        as_computed_with(weight.detach()), None if bias is None else as_computed_with(bias.detach()), gelu
+    )
+
+
+def is_packed(weight: torch.Tensor) -> bool:
+    """Whether ``linear`` keeps a packed copy of this weight."""
+    return (
+        weight.device.type == 'cpu' and as_computed_with(weight.detach()[:0]).dtype == torch.float32
+        and weight.numel() >= SMALLEST_PACKED and packed_linear() is not None
+    )
 
 
 @cache
 def packed_linear() -> Optional[type['PlainLinear']]:
-    """
-    Overview:
-        The packed product that is fastest on this processor, None where there is none.
-    """
+    """The packed product that is fastest on this processor, None where there is none."""
     if platform.machine() not in ('x86_64', 'AMD64'):
         return None
     if is_intel() and torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, '_mkl_linear'):
@@ -54,53 +59,45 @@ def packed_linear() -> Optional[type['PlainLinear']]:
 
 
 def is_intel() -> bool:
-    """
-    Overview:
-        Whether the processor is Intel's. On others oneMKL's packed product is slower than an unpacked one.
-    """
+    """Whether the processor is Intel's. On others oneMKL's packed product is slower than an unpacked one."""
     cpuinfo = Path('/proc/cpuinfo')
     return 'GenuineIntel' in (cpuinfo.read_text() if cpuinfo.exists() else platform.processor())
 
 
 class PlainLinear:
-    """
-    Overview:
-        The product as PyTorch computes it. Arguments as ``linear``.
-    """
+    """The product as PyTorch computes it. Arguments as ``linear``."""
 
     def __init__(self, weight: torch.Tensor, bias: Optional[torch.Tensor], gelu: Optional[str]) -> None:
         self._weight = weight
+        self._transposed = weight.t()
         self._bias = bias
         self._gelu = gelu
+        # cuBLAS takes GELU with the product, in this approximation.
+        self._at_once = gelu == 'tanh' and bias is not None and weight.is_cuda
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """
-        Overview:
-            The product, and GELU.
-        Arguments:
-            - x (:obj:`torch.Tensor`): :math:`(B, T, in)`.
-        Returns:
-            - y (:obj:`torch.Tensor`): :math:`(B, T, out)`.
-        """
-        return self._activate(F.linear(x, self._weight, self._bias))
+        if self._at_once:
+            return torch._addmm_activation(self._bias, x, self._transposed, use_gelu=True)
+        if self._bias is None:
+            return self._activate(torch.mm(x, self._transposed))
+        return self._activate(torch.addmm(self._bias, x, self._transposed))
 
     def _activate(self, y: torch.Tensor) -> torch.Tensor:
         return y if self._gelu is None else F.gelu(y, approximate=self._gelu)
 
 
 class OneDNNLinear(PlainLinear):
-    """
-    Overview:
-        A product by oneDNN. Its packed weight serves batches of any size.
-    """
+    """A product by oneDNN. Its packed weight serves batches of any size."""
+    _calls = 0
+    _packed: Optional[torch.Tensor] = None
 
     def __init__(self, weight: torch.Tensor, bias: Optional[torch.Tensor], gelu: Optional[str]) -> None:
         super().__init__(weight, bias, gelu)
-        self._calls = 0
-        self._packed: Optional[torch.Tensor] = None
         self._then = ('none', [], '') if gelu is None else ('gelu', [], gelu)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if is_for_a_compiler():
+            return super().__call__(x)
         if self._packed is None:
             self._calls += 1
             if self._calls < CALLS_BEFORE_PACKING:
@@ -110,26 +107,22 @@ class OneDNNLinear(PlainLinear):
 
 
 class OneMKLLinear(PlainLinear):
-    """
-    Overview:
-        A product by oneMKL. Its packed weight serves batches of one size, the last that kept coming.
-    """
-
-    def __init__(self, weight: torch.Tensor, bias: Optional[torch.Tensor], gelu: Optional[str]) -> None:
-        super().__init__(weight, bias, gelu)
-        self._calls = 0
-        self._rows = 0
-        self._packed: Optional[torch.Tensor] = None
+    """A product by oneMKL. Its packed weight serves batches of one size, the last that kept coming."""
+    _calls = _coming = _rows = 0
+    _packed: Optional[torch.Tensor] = None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.shape[0] * x.shape[1]
+        if is_for_a_compiler():
+            return super().__call__(x)
+        rows = len(x)
         if rows != self._rows:
-            if x.shape[1] > 1:
-                return super().__call__(x)
-            self._rows, self._calls, self._packed = rows, 0, None
-        if self._packed is None:
+            if rows != self._coming:
+                self._coming, self._calls = rows, 0
             self._calls += 1
             if self._calls < CALLS_BEFORE_PACKING:
                 return super().__call__(x)
+            self._rows = rows
             self._packed = torch.ops.mkl._mkl_reorder_linear_weight(self._weight, rows)
+        # Others have to keep coming without a break.
+        self._calls = 0
         return self._activate(torch.ops.mkl._mkl_linear(x, self._packed, self._weight, self._bias, rows))

@@ -11,7 +11,8 @@ from ..manager import KVCacheManager
 from ..placement import check_placement
 from .imagination import Imagination
 from .legacy import LegacyInference
-from .managed import ManagedInference, RootEnvironments
+from .managed import ManagedInference
+from .roots import RootEnvironments
 from .scores import scores_of
 from .stock_names import bind_stock_names
 from .validated import ValidatedInference
@@ -77,10 +78,7 @@ class KVCacheWorldModelMixin:
 
     @property
     def kv_cache_inference(self) -> Any:
-        """
-        Overview:
-            What stands behind the hooks: ``ManagedInference``, ``ValidatedInference`` or ``LegacyInference``.
-        """
+        """What stands behind the hooks: ``ManagedInference``, ``ValidatedInference`` or ``LegacyInference``."""
         return self._kv_cache_inference
 
     @contextmanager
@@ -183,19 +181,13 @@ class KVCacheWorldModelMixin:
         super().clear_caches()
 
     def stock_initial_inference(self, obs_act_dict: dict, start_pos: Any) -> tuple[torch.Tensor, ...]:
-        """
-        Overview:
-            The stock ``forward_initial_inference`` on the stock state.
-        """
+        """The stock ``forward_initial_inference`` on the stock state."""
         return super().forward_initial_inference(obs_act_dict, start_pos)
 
     def stock_recurrent_inference(
             self, state_action_history: list[tuple], simulation_index: int, search_depth: Sequence[int], start_pos: Any
     ) -> tuple[torch.Tensor, ...]:
-        """
-        Overview:
-            The stock ``forward_recurrent_inference`` on the stock state.
-        """
+        """The stock ``forward_recurrent_inference`` on the stock state."""
         return super().forward_recurrent_inference(state_action_history, simulation_index, search_depth, start_pos)
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:

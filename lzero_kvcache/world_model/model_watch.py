@@ -1,57 +1,78 @@
 """Whether a model still computes what it did when something was made of it."""
+from collections.abc import Iterator
+from itertools import chain
+from operator import attrgetter
 from typing import Any, Optional
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from .precision import autocast_dtype
 from .structure import StructureWatch
-from .weights import WeightsWatch
+
+_optimizer_steps = 0
+_version = attrgetter('_version')
+
+
+def _count_optimizer_step(*_: Any) -> None:
+    global _optimizer_steps
+    _optimizer_steps += 1
+
+
+# Fused optimisers write to parameters without a trace in these.
+register_optimizer_step_post_hook(_count_optimizer_step)
 
 
 class ModelWatch:
     """
-    Overview:
-        Notices when the weights of a model, its modules or the dtype in which ``torch.autocast`` lets it compute have
-        changed.
+    Notices when parameters or buffers of a model have been written to or replaced, its modules or the dtype in which
+    ``torch.autocast`` lets it compute have changed, or any optimiser of this process has taken a step. Tensors made
+    under ``torch.inference_mode`` do not count what is written to them: they are compared with a copy. What is written
+    through ``parameter.data`` leaves no trace: ``clear_caches`` of the world model is for that, which LightZero calls
+    after each round of training.
     """
 
     def __init__(self) -> None:
-        self._weights = WeightsWatch()
+        self._tensors: list[torch.Tensor] = []
+        self._addresses: list[int] = []
+        self._counting: list[torch.Tensor] = []
+        self._versions: list[int] = []
+        self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._steps = -1
         self._structure = StructureWatch()
         self._device_type = 'cpu'
         self._autocast: Optional[torch.dtype] = None
 
     def remember(self, world_model: Any) -> None:
-        """
-        Overview:
-            Take the model as it is now.
-        Arguments:
-            - world_model (:obj:`WorldModel`): The model.
-        """
-        self._weights.remember(world_model)
+        """Take the model as it is now."""
+        self._tensors = list(_weights_of(world_model))
+        self._addresses = [tensor.data_ptr() for tensor in self._tensors]
+        self._counting = [tensor for tensor in self._tensors if not tensor.is_inference()]
+        self._versions = list(map(_version, self._counting))
+        self._copies = [(tensor, tensor.clone()) for tensor in self._tensors if tensor.is_inference()]
+        self._steps = _optimizer_steps
         self._structure.remember(world_model)
         self._device_type = world_model.transformer.ln_f.weight.device.type
         self._autocast = autocast_dtype(self._device_type)
 
     def has_changed(self, world_model: Any) -> bool:
-        """
-        Overview:
-            Whether the model may predict something else than the one that was taken.
-        Arguments:
-            - world_model (:obj:`WorldModel`): The model.
-        """
+        """Whether the model may predict something else than the one that was taken."""
+        tensors = list(_weights_of(world_model))
         return (
-            self._weights.have_changed(world_model) or self._autocast != autocast_dtype(self._device_type)
+            self.may_have_changed() or len(tensors) != len(self._tensors)
+            or any(tensor is not known for tensor, known in zip(tensors, self._tensors))
+            or self._addresses != [tensor.data_ptr() for tensor in tensors]
+            or not all(torch.equal(tensor, copy) for tensor, copy in self._copies)
             or self._structure.has_changed(world_model)
         )
 
     def may_have_changed(self) -> bool:
-        """
-        Overview:
-            A look that is cheap enough for every simulation: at optimisers, what is written to weights, hooks and
-            autocast.
-        """
+        """A look that is cheap enough for every simulation: at optimisers, writes to weights, hooks and autocast."""
         return (
-            self._weights.may_have_changed() or self._structure.hooks_have_changed()
-            or self._autocast != autocast_dtype(self._device_type)
+            self._steps != _optimizer_steps or self._versions != list(map(_version, self._counting))
+            or self._structure.hooks_have_changed() or self._autocast != autocast_dtype(self._device_type)
         )
+
+
+def _weights_of(world_model: Any) -> Iterator[torch.Tensor]:
+    return chain(world_model.parameters(), world_model.buffers())

@@ -5,54 +5,42 @@ from contextlib import contextmanager
 from typing import Any, Callable, Optional
 from weakref import WeakSet
 
-from .cached_model import Predictions
-from .lineage import SearchNode
+from ..eviction.search_nodes import SearchNodes
 
 
 class SearchObserver(ABC):
-    """
-    Overview:
-        Is told of everything that a world model's pools are asked and given. It must not keep the nodes: their latent
-        states are large.
-    """
+    """Is told of everything that a world model's pools are asked and given."""
 
     @abstractmethod
     def begin(self, phase: str) -> None:
+        """A search begins, 'collect', 'eval', 'reanalyze' or 'unknown'; its nodes' pools are empty."""
+
+    @abstractmethod
+    def roots(
+            self, nodes: SearchNodes, env_ids: Sequence[Optional[int]], beginnings: Sequence[int],
+            lengths: Sequence[int]
+    ) -> None:
         """
-        Overview:
-            A search begins; its nodes' pools are empty.
-        Arguments:
-            - phase (:obj:`str`): 'collect', 'eval', 'reanalyze' or 'unknown'.
+        The search has its roots, which have been cached in the init pools of their environments.
+
+        Args:
+            nodes: The search's, of which these are the first.
+            env_ids: Their environments; None: not cached, as in reanalysis.
+            beginnings: How their contexts began, see ``search.episode``.
+            lengths: Tokens of their contexts.
         """
 
     @abstractmethod
-    def roots(self, nodes: Sequence[SearchNode], went_on: Sequence[bool], predictions: Optional[Predictions]) -> None:
-        """
-        Overview:
-            The search has its roots.
-        Arguments:
-            - nodes (:obj:`Sequence[SearchNode]`): One per row. Those of environments have been cached.
-            - went_on (:obj:`Sequence[bool]`): Whether the environment's former root was looked up before.
-            - predictions (:obj:`Optional[Predictions]`): What the model says of them; None in reanalysis, whose roots
-                are not cached.
-        """
+    def strays(self, nodes: SearchNodes) -> None:
+        """The search expands states that it has not got from the model: the latest nodes."""
 
     @abstractmethod
-    def expand(self, nodes: Sequence[SearchNode], predictions: Predictions) -> None:
-        """
-        Overview:
-            The contexts of some nodes' parents were looked up together, and the nodes have been cached.
-        Arguments:
-            - nodes (:obj:`Sequence[SearchNode]`): The new nodes, one per row.
-            - predictions (:obj:`Predictions`): What the model says of them.
-        """
+    def expand(self, nodes: SearchNodes) -> None:
+        """The parents of the latest nodes were looked up together; these nodes have been cached."""
 
     @abstractmethod
     def drop_contexts(self) -> None:
-        """
-        Overview:
-            All contexts are dropped, because the weights have changed, say.
-        """
+        """All contexts are dropped, because the weights have changed, say."""
 
 
 NewObserver = Callable[[Any, Any], SearchObserver]
@@ -64,13 +52,13 @@ _observed: WeakSet = WeakSet()
 @contextmanager
 def observe_searches(new_observer: NewObserver) -> Iterator[None]:
     """
-    Overview:
-        Let each world model that searches within the ``with`` block, copies made within it included, have an observer.
-    Arguments:
-        - new_observer (:obj:`Callable`): Called with the ``ManagedInference`` and its world model before the first
-            search.
+    Let each world model that searches within the ``with`` block, copies made within it included, have an observer.
+
+    Args:
+        new_observer: Called with the ``ManagedInference`` and its world model before the first search.
+
     Raises:
-        - RuntimeError: If there is such a block already.
+        RuntimeError: If there is such a block already.
     """
     global _new_observer
     if _new_observer is not None:
@@ -86,13 +74,7 @@ def observe_searches(new_observer: NewObserver) -> Iterator[None]:
 
 
 def observer_of(inference: Any, world_model: Any) -> Optional[SearchObserver]:
-    """
-    Overview:
-        A new observer for a world model that has none, if somebody wants to observe.
-    Arguments:
-        - inference (:obj:`ManagedInference`): The world model's.
-        - world_model (:obj:`WorldModel`): The world model.
-    """
+    """A new observer for a world model that has none, if somebody wants to observe."""
     if _new_observer is None:
         return None
     _observed.add(inference)

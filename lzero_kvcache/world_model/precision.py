@@ -5,14 +5,7 @@ import torch
 
 
 def autocast_dtype(device_type: str) -> Optional[torch.dtype]:
-    """
-    Overview:
-        What ``torch.autocast`` casts to where this is called.
-    Arguments:
-        - device_type (:obj:`str`): 'cpu' or 'cuda'.
-    Returns:
-        - dtype (:obj:`Optional[torch.dtype]`): Its dtype, or None outside of it.
-    """
+    """What ``torch.autocast`` casts to where this is called; None outside of it."""
     if hasattr(torch, 'get_autocast_dtype'):
         is_enabled = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
         return torch.get_autocast_dtype(device_type) if is_enabled else None
@@ -23,23 +16,12 @@ def autocast_dtype(device_type: str) -> Optional[torch.dtype]:
 
 
 def as_computed_with(weight: torch.Tensor) -> torch.Tensor:
-    """
-    Overview:
-        A weight as ``torch.autocast``, which would cast it again in each call, multiplies with it.
-    Arguments:
-        - weight (:obj:`torch.Tensor`): The weight, or a bias.
-    """
+    """A weight as ``torch.autocast``, which would cast it again in each call, multiplies with it."""
     dtype = autocast_dtype(weight.device.type)
     # It leaves double precision alone.
     return weight if dtype is None or weight.dtype == torch.float64 else weight.to(dtype)
 
 
 def at_least_float32(dtype: torch.dtype) -> torch.dtype:
-    """
-    Overview:
-        The dtype in which numbers leave the cache. NumPy knows no bfloat16, and every number of 16 bits is one of
-        float32.
-    Arguments:
-        - dtype (:obj:`torch.dtype`): The dtype in which they were computed.
-    """
+    """The dtype in which numbers leave the cache: NumPy knows no bfloat16, and float32 has all numbers of 16 bits."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype

@@ -17,14 +17,7 @@ TOO_LONG = "stock fault: the release's attention sees max_tokens tokens, fewer t
 
 
 def fault_of_dtype(world_model: Any) -> Optional[str]:
-    """
-    Overview:
-        Why predictions in the dtype of a model cannot be compared with the release's.
-    Arguments:
-        - world_model (:obj:`WorldModel`): The model.
-    Returns:
-        - reason (:obj:`Optional[str]`): One of the above, or None where they can.
-    """
+    """Why predictions in the dtype of a model cannot be compared with the release's; None: they can."""
     weight = world_model.transformer.ln_f.weight
     if weight.dtype != torch.float32:
         return NOT_FLOAT32
@@ -35,15 +28,7 @@ def fault_of_dtype(world_model: Any) -> Optional[str]:
 
 
 def fault_of_lengths(world_model: Any, lengths: Sequence[int]) -> Optional[str]:
-    """
-    Overview:
-        Why the release cannot go on from contexts by an action and an observation of one token.
-    Arguments:
-        - world_model (:obj:`WorldModel`): The model.
-        - lengths (:obj:`Sequence[int]`): The tokens of its contexts, :math:`(B, )`, which it pads to the longest.
-    Returns:
-        - reason (:obj:`Optional[str]`): One of the above, or None where it can.
-    """
+    """Why the release cannot go on from contexts, padded to the longest, by an action and one token; None: it can."""
     longest = max(lengths)
     if longest + 2 > world_model.config.max_tokens:
         return TOO_LONG

@@ -6,9 +6,10 @@ from typing import Callable, Optional
 import numpy as np
 import torch
 
-from ..checks import choices
+from ..checks import choices, is_number
 from ..config import KEY_PATH, KVCacheConfig
 from ..eviction import build_eviction_policy
+from .cached_model import expected_bins
 
 Score = Callable[[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor], Sequence[float]]
 
@@ -37,7 +38,7 @@ def predicted_value(
     Overview:
         Nodes of a high predicted value survive. Arguments and result as ``search_depth``.
     """
-    return mean_bin(value).tolist()
+    return _expected_bins(value)
 
 
 def predicted_reward(
@@ -47,7 +48,7 @@ def predicted_reward(
     Overview:
         Nodes of a high predicted reward survive. Arguments and result as ``search_depth``.
     """
-    return mean_bin(reward).tolist()
+    return _expected_bins(reward)
 
 
 SCORES: dict[str, Score] = {
@@ -57,17 +58,43 @@ SCORES: dict[str, Score] = {
 }
 
 
-def scores_of(config: KVCacheConfig) -> dict[str, Optional[Score]]:
+class PoolScores:
+    """The scores that the pools' strategies ask for, by 'init_pool', 'recur_pool' and 'wm_pool'."""
+
+    def __init__(self, scores: dict[str, Optional[Score]]) -> None:
+        self._scores = scores
+
+    def priorities(
+            self, kind: str, depths: np.ndarray, reward: torch.Tensor, policy: torch.Tensor, value: torch.Tensor
+    ) -> Sequence[Optional[float]]:
+        """
+        What nodes are worth to the strategy of a pool: None each, where that goes by no score.
+
+        Args:
+            kind: One of the three.
+            depths: Actions since the root, ``[B]``.
+            reward, policy, value: Logits, ``[B, 1, ...]``.
+
+        Raises:
+            ValueError: If a score returns something else than numbers.
+        """
+        score = self._scores[kind]
+        if score is None:
+            return [None] * len(depths)
+        priorities = score(depths, reward.flatten(1), policy.flatten(1), value.flatten(1))
+        for priority in priorities:
+            # Here, because a pool that refuses one has taken those before it.
+            if not is_number(priority):
+                raise ValueError(f'priority is {priority!r}, which a score has returned: allowed is a number')
+        return priorities
+
+
+def scores_of(config: KVCacheConfig) -> PoolScores:
     """
-    Overview:
-        The scores that the pools' strategies ask for.
-    Arguments:
-        - config (:obj:`KVCacheConfig`): The ``kv_cache`` entry.
-    Returns:
-        - scores (:obj:`dict[str, Optional[Callable]]`): By 'init_pool', 'recur_pool' and 'wm_pool'; None for a strategy
-            without priorities.
+    Find the scores that a ``kv_cache`` entry asks for.
+
     Raises:
-        - ValueError: If there is no such score, with its full key path.
+        ValueError: If there is no such score, with its full key path.
     """
     scores: dict[str, Optional[Score]] = {}
     for kind in ('init_pool', 'recur_pool', 'wm_pool'):
@@ -75,21 +102,15 @@ def scores_of(config: KVCacheConfig) -> dict[str, Optional[Score]]:
         key_path = f'{KEY_PATH}.strategy' if pool.strategy is None else f'{KEY_PATH}.{kind}.strategy'
         policy = build_eviction_policy(config.strategy_of(pool), key_path)
         scores[kind] = resolve_score(policy.score, f'{key_path}.score') if hasattr(policy, 'score') else None
-    return scores
+    return PoolScores(scores)
 
 
 def resolve_score(name: str, key_path: str) -> Score:
     """
-    Overview:
-        Find a score by its name or its dotted path.
-    Arguments:
-        - name (:obj:`str`): A name in ``SCORES``, or e.g. 'my_package.my_module.my_score', a function with the
-            arguments of ``search_depth``.
-        - key_path (:obj:`str`): Where the name stands in the user's config, for the error message.
-    Returns:
-        - score (:obj:`Callable`): The function.
+    Find a score by its name in ``SCORES`` or its dotted path, e.g. 'my_package.my_module.my_score'.
+
     Raises:
-        - ValueError: If there is no such name or function.
+        ValueError: If there is no such name or function; ``key_path`` is where it stands in the user's config.
     """
     if name in SCORES:
         return SCORES[name]
@@ -106,14 +127,6 @@ def resolve_score(name: str, key_path: str) -> Score:
     return score
 
 
-def mean_bin(logits: torch.Tensor) -> torch.Tensor:
-    """
-    Overview:
-        The number of the bin that a model expects; -1 where it predicts nan.
-    Arguments:
-        - logits (:obj:`torch.Tensor`): :math:`(B, support_size)`.
-    Returns:
-        - bins (:obj:`torch.Tensor`): :math:`(B, )`.
-    """
-    bins = torch.arange(logits.shape[-1], dtype=logits.dtype, device=logits.device)
-    return (logits.softmax(-1) @ bins).nan_to_num(nan=-1.)
+def _expected_bins(logits: torch.Tensor) -> list[float]:
+    # Those where the model predicts nan go first.
+    return expected_bins(logits).nan_to_num(nan=-float(logits.shape[-1])).tolist()

@@ -4,13 +4,9 @@ from typing import Any
 
 def bind_stock_names(world_model: Any, mode: str) -> None:
     """
-    Overview:
-        Let the stock code's ``past_kv_cache_*.clear()`` and ``keys_values_wm_list.clear()`` reach the managed pools,
-        and drop the stock code's own working memory, which cannot be pickled. The counters ``hit_count``,
-        ``total_query_count``, ``root_hit_cnt`` and ``root_total_query_cnt`` stay plain numbers.
-    Arguments:
-        - world_model (:obj:`WorldModel`): A world model with a manager.
-        - mode (:obj:`str`): In 'validate' the stock code keeps its own caches under these names.
+    Let the stock code's ``past_kv_cache_*.clear()`` and ``keys_values_wm_list.clear()`` reach the managed pools, and
+    drop the stock code's own working memory, which cannot be pickled. In mode 'validate' the stock code keeps its own
+    caches. Its counters, such as ``hit_count``, stay plain numbers.
     """
     if mode != 'managed':
         return
@@ -23,14 +19,7 @@ def bind_stock_names(world_model: Any, mode: str) -> None:
 
 
 def count_queries(world_model: Any, queries: int, hits: int) -> None:
-    """
-    Overview:
-        Keep the stock code's counters of the search's queries.
-    Arguments:
-        - world_model (:obj:`WorldModel`): The world model.
-        - queries (:obj:`int`): Contexts that were asked for.
-        - hits (:obj:`int`): Contexts that were found.
-    """
+    """Keep the stock code's counters of the contexts that a search asked for and found."""
     # Not through the module's own setattr, which looks for parameters first and would show in every simulation.
     counters = vars(world_model)
     counters['total_query_count'] += queries

@@ -5,6 +5,7 @@ from functools import cache
 from numbers import Number
 from typing import Any
 
+from lzero.model.common import SimNorm
 from lzero.model.unizero_world_models.slicer import Head, PolicyHeadCont
 from lzero.model.unizero_world_models.transformer import Block, SelfAttention, Transformer
 from torch import nn
@@ -20,17 +21,14 @@ OF_ALL_MODULES = vars(nn.Module()).keys() - {'training'}
 # What the cache knows how to compute.
 KNOWN_CLASSES = (
     Transformer, Block, SelfAttention, Head, PolicyHeadCont,
-    nn.Sequential, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GELU, nn.Dropout,
+    nn.Sequential, nn.Linear, nn.Embedding, nn.LayerNorm, nn.GELU, nn.Dropout, SimNorm,
 )
 
 
 def runs_its_own_forward(module: nn.Module) -> bool:
     """
-    Overview:
-        Whether a module computes anything but what its class says: hooks, its own or those for all modules, a forward
-        of this one instance, or another one that its class has been given.
-    Arguments:
-        - module (:obj:`nn.Module`): The module.
+    Whether a module computes anything but what its class says: hooks, its own or those for all modules, a forward of
+    this one instance, or another one that its class has been given.
     """
     return (
         any(_hooks_of(module)) or any(_hooks_of_all_modules()) or 'forward' in vars(module)
@@ -47,10 +45,9 @@ def _computes_as_written(known: type) -> bool:
 
 class StructureWatch:
     """
-    Overview:
-        Notices when modules of a model have been replaced, given hooks or freed of them, switched to training or back,
-        and when their numbers, strings or functions have been set, such as the ``eps`` of a norm or the ``forward`` of
-        one instance.
+    Notices when modules of a model have been replaced, given hooks or freed of them, switched to training or back, and
+    when their numbers, strings or functions have been set, such as the ``eps`` of a norm or the ``forward`` of one
+    instance.
     """
 
     def __init__(self) -> None:
@@ -60,12 +57,7 @@ class StructureWatch:
         self._hook_ids: list[tuple[int, ...]] = []
 
     def remember(self, world_model: nn.Module) -> None:
-        """
-        Overview:
-            Take the modules as they are now.
-        Arguments:
-            - world_model (:obj:`nn.Module`): The model.
-        """
+        """Take the modules as they are now."""
         self._modules = dict(world_model.named_modules())
         self._settings = [_settings_of(module) for module in _within(self._modules)]
         self._hooks = [*_hooks_of_all_modules()]
@@ -74,12 +66,7 @@ class StructureWatch:
         self._hook_ids = [tuple(hooks) for hooks in self._hooks]
 
     def has_changed(self, world_model: nn.Module) -> bool:
-        """
-        Overview:
-            Whether the modules may compute something else than those that were taken.
-        Arguments:
-            - world_model (:obj:`nn.Module`): The model.
-        """
+        """Whether the modules may compute something else than those that were taken."""
         modules = dict(world_model.named_modules())
         if modules != self._modules or self.hooks_have_changed():
             return True
@@ -93,10 +80,7 @@ class StructureWatch:
         return True
 
     def hooks_have_changed(self) -> bool:
-        """
-        Overview:
-            A look at the hooks alone, cheap enough for every simulation.
-        """
+        """A look at the hooks alone, cheap enough for every simulation."""
         if not any(self._hooks):
             return any(self._hook_ids)
         return self._hook_ids != [tuple(hooks) for hooks in self._hooks]

@@ -4,29 +4,23 @@ from dataclasses import dataclass, field
 
 
 class KVCacheMismatchError(RuntimeError):
-    """
-    Overview:
-        Managed and stock inference disagree where they should agree.
-    """
+    """Managed and stock inference disagree where they should agree."""
 
 
 class StockInferenceError(RuntimeError):
-    """
-    Overview:
-        The stock code has failed, and not by a fault of the release that mode 'validate' knows.
-    """
+    """The stock code has failed, and not by a fault of the release that mode 'validate' knows."""
 
 
 @dataclass
 class ValidationReport:
     """
-    Overview:
-        What mode 'validate' has seen. Counted are rows of inferences.
-    Arguments:
-        - agreed (:obj:`int`): All predictions within the tolerance.
-        - differed (:obj:`int`): A prediction outside it.
-        - not_compared (:obj:`Counter`): Rows that cannot be compared, by reason.
-        - largest_difference (:obj:`float`): The largest absolute difference among the compared.
+    Rows of inferences, counted.
+
+    Attributes:
+        agreed: All predictions within the tolerance.
+        differed: A prediction outside it.
+        not_compared: Rows that cannot be compared, by reason.
+        largest_difference: The largest absolute difference among the compared.
     """
     agreed: int = 0
     differed: int = 0

@@ -5,22 +5,13 @@ logger = logging.getLogger('lzero_kvcache')
 
 
 class WarnOnce:
-    """
-    Overview:
-        Logs each warning the first time that it is given.
-    """
+    """Logs each warning, known by its sentence, the first time that it is given."""
 
     def __init__(self) -> None:
         self._given: set[str] = set()
 
     def __call__(self, sentence: str, *values: Any) -> None:
-        """
-        Overview:
-            Give a warning.
-        Arguments:
-            - sentence (:obj:`str`): The warning, by which it is known again.
-            - values (:obj:`Any`): For its placeholders.
-        """
+        """Give a warning, with values for its placeholders."""
         if sentence not in self._given:
             self._given.add(sentence)
             logger.warning(f'{sentence} Said once.', *values)

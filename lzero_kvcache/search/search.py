@@ -1,0 +1,88 @@
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import numpy as np
+
+from ..eviction.base import Priority
+from ..eviction.search_nodes import SearchNodes
+from ..eviction.search_tree import SearchTree, SearchTreeNode
+from ..store.context import Context
+from .episode import Episode
+
+MOST_NODES = 2 ** 32
+
+
+class Search:
+    """
+    One batched search. Everything about a node is found by its number: simulation * batch + row in a search that
+    expands all rows in each simulation.
+
+    Attributes:
+        first_key: The pools' key of node 0; node n has the n-th after it, which no other search's node has.
+        phase: 'collect', 'eval', 'reanalyze' or 'unknown'.
+        nodes: What the search knows of its nodes.
+        timesteps: Timesteps of the roots and of other nodes without a parent, by number, int64.
+        env_ids, episodes: Of roots that continue an environment's episode, by number: whose init pool holds the
+            context, and the episode.
+        contexts: By number, the last one computed for the node, whose tokens may outlive its eviction.
+        priorities: By number, what the node's pool is told of it.
+        tree: What strategies that follow the search are told, where there is one.
+        tensors: Latent states and actions, where there are any.
+    """
+
+    def __init__(
+            self, serial: int, phase: str, timesteps: np.ndarray, nodes: SearchNodes,
+            discount_factor: Optional[float] = None, tensors: Any = None
+    ) -> None:
+        self.first_key = serial * MOST_NODES
+        self.phase = phase
+        self.nodes = nodes
+        self.timesteps = timesteps
+        self.env_ids: dict[int, int] = {}
+        self.episodes: dict[int, Episode] = {}
+        self.contexts: list[Optional[Context]] = []
+        self.priorities: list[Priority] = []
+        self.tree = None if discount_factor is None else SearchTree(nodes, discount_factor)
+        self.tensors = tensors
+
+    def add(self, numbers: np.ndarray, priorities: Sequence[Priority]) -> list[int]:
+        """Let nodes that ``nodes`` has got just now take part; returns their numbers."""
+        added = numbers.tolist()
+        self.contexts.extend([None] * len(added))
+        if self.tree is not None:
+            priorities = [SearchTreeNode(self.tree, number) for number in added]
+        # Last, in one statement: what has a priority takes part, whatever breaks off before.
+        self.priorities.extend(priorities)
+        return added
+
+    def add_strays(self, rows: Sequence[int], depths: Sequence[int], timesteps: np.ndarray) -> list[int]:
+        """
+        Add nodes without a parent, states that the search has not got from the model; returns their numbers.
+
+        Args:
+            rows: Where they stand in a batch: below the roots' number their timesteps are those of these roots.
+            depths: Actions since the root.
+            timesteps: Of the others.
+        """
+        first, num_roots = self.nodes.num_nodes, self.nodes.ends[0]
+        policies = np.zeros((len(rows), self.nodes.policies.shape[1]), dtype=np.float32)
+        added = self.nodes.add_roots(np.zeros(len(rows), dtype=np.float32), policies, depths)
+        of_rows = [self.timesteps[row] if row < num_roots else given for row, given in zip(rows, timesteps)]
+        self.timesteps = np.concatenate([np.resize(self.timesteps, first), of_rows])
+        return self.add(added, [None] * len(rows))
+
+    def parent(self, number: int) -> Optional[int]:
+        """The parent of a node; None: it has none."""
+        parent = int(self.nodes.parents[number])
+        return None if parent < 0 else parent
+
+    def timesteps_of(self, numbers: np.ndarray) -> np.ndarray:
+        """Timesteps of the roots that nodes descend from, ``[B]``."""
+        return self.timesteps[self.nodes.trees[numbers]]
+
+    def recover(self) -> None:
+        """Go on from the nodes that an inference which broke off has left whole. None knows a context any more."""
+        self.nodes.num_nodes = len(self.priorities)
+        while self.nodes.ends and self.nodes.ends[-1] > self.nodes.num_nodes:
+            self.nodes.ends.pop()
+        self.contexts = [None] * self.nodes.num_nodes

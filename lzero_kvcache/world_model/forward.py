@@ -1,0 +1,228 @@
+"""What the bookkeeping of a search lets a world model compute."""
+from collections.abc import Sequence
+from typing import Any, Optional
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from ..search.rebuild import Preceding
+from ..search.search import Search
+from ..store import ContextBatch, TokenStore
+from ..store.slab import TokenSlab
+from .blocks import UnknownBlock
+from .cached_model import CachedModel, RawContexts, StepOutputs
+from .compiled import Step
+from .environment_history import EnvironmentHistory
+from .positions import SearchPositions, history_positions
+
+
+class SearchTensors:
+    """
+    Latent states ``[N, num_observations_tokens, E]`` of a search's nodes, the actions that led to them ``[N, ...]``
+    and, with rotary positions, the positions of both ``[N, 1 + num_observations_tokens]``, by the nodes' numbers.
+    ``generation`` is the one of the weights that have predicted them.
+    """
+
+    def __init__(self, latents: torch.Tensor, capacity: int, generation: int) -> None:
+        self.generation = generation
+        self.latents = latents.new_empty((max(capacity, len(latents)), *latents.shape[1:]))
+        self.actions: Optional[torch.Tensor] = None
+        self.positions: Optional[np.ndarray] = None
+        self.latents[:len(latents)] = latents
+
+    def add(
+            self, first: int, latents: torch.Tensor, actions: Optional[torch.Tensor] = None,
+            positions: Optional[np.ndarray] = None
+    ) -> None:
+        """Take over what belongs to new nodes, from number ``first`` on; strays have neither action nor positions."""
+        end = first + len(latents)
+        if end > len(self.latents):
+            self.latents = _longer(self.latents, end)
+        self.latents[first:end] = latents
+        if actions is not None:
+            if self.actions is None:
+                self.actions = actions.new_zeros((len(self.latents), *actions.shape[1:]))
+            elif end > len(self.actions):
+                self.actions = _longer(self.actions, end)
+            self.actions[first:end] = actions
+        if positions is not None:
+            if self.positions is None:
+                self.positions = np.zeros((len(self.latents), positions.shape[1]), dtype=np.int64)
+            elif end > len(self.positions):
+                self.positions = np.pad(self.positions, ((0, max(end, len(self.positions))), (0, 0)))
+            self.positions[first:end] = positions
+
+
+def _longer(tensor: torch.Tensor, size: int) -> torch.Tensor:
+    longer = tensor.new_zeros((max(size, 2 * len(tensor)), *tensor.shape[1:]))
+    longer[:len(tensor)] = tensor
+    return longer
+
+
+class Forward:
+    """
+    A world model's weights at work on contexts. Each method appends tokens to a batch, or takes a whole step.
+
+    Args:
+        model: The weights.
+        step: Its step, compiled or as it is.
+        slab: Where raw tokens are kept.
+        positions: Rotary positions.
+        lossless: Whether the context of an episode is computed from all its observations, or from the last alone.
+        num_observations: How many observations may take part in a context.
+    """
+
+    def __init__(
+            self, model: CachedModel, step: Step, slab: TokenSlab, positions: SearchPositions, lossless: bool,
+            num_observations: int
+    ) -> None:
+        self.model = model
+        self._step = step
+        self._slab = slab
+        self._positions = positions
+        self._lossless = lossless
+        self._num_observations = num_observations if lossless else 1
+
+    def lengths_of(self, episodes: Sequence[EnvironmentHistory]) -> np.ndarray:
+        """Tokens of the contexts that episodes make, ``[B]``."""
+        if self._lossless:
+            return np.array([episode.steps[-1].length for episode in episodes])
+        return np.full(len(episodes), self.model.num_observations_tokens)
+
+    def append_episodes(
+            self, batch: ContextBatch, episodes: Sequence[EnvironmentHistory], counts: np.ndarray
+    ) -> None:
+        """Append the last ``counts`` tokens of episodes, ``[B]``."""
+        model, steps_of = self.model, [list(episode.steps)[-self._num_observations:] for episode in episodes]
+        latents = model.embed_observations(
+            torch.stack([step.observation.to(model.like.device) for steps in steps_of for step in steps])
+        ).split([len(steps) for steps in steps_of])
+        rows, positions = [], []
+        for steps, observed, count in zip(steps_of, latents, counts.tolist()):
+            blocks = [observed[0]]
+            if len(steps) > 1:
+                actions = model.embed_actions(stack_actions([step.action for step in steps[1:]], observed.device))
+                for action, latent in zip(actions, observed[1:]):
+                    blocks += [action, latent]
+            short = int(counts.max()) - count
+            rows.append(F.pad(torch.cat(blocks)[-count:], (0, 0, short, 0)))
+            timesteps = self._positions.of_encoded([step.timestep for step in steps], self._lossless)
+            positions.append(np.pad(history_positions(timesteps, len(observed[0]))[-count:], (short, 0)))
+        model.append(batch, torch.stack(rows), np.stack(positions), counts)
+
+    def append_latents(self, batch: ContextBatch, search: Search, numbers: Sequence[int]) -> None:
+        """Append the latent states of nodes."""
+        positions = None
+        if self.model.uses_rotary:
+            nodes = search.nodes
+            first = self._positions.of_reset_latent(search.timesteps_of(numbers), nodes.depths[numbers])
+            positions = first[:, None] + np.arange(self.model.num_observations_tokens)
+        self.model.append(batch, search.tensors.latents[self._on_device(numbers)], positions)
+
+    def append_raw(self, batch: ContextBatch, tables: Sequence[np.ndarray]) -> None:
+        """Append the raw tokens of contexts of one length."""
+        self.model.append(batch, *self._slab.raw(np.stack(tables)))
+
+    def append_steps(self, batch: ContextBatch, search: Search, numbers: Sequence[int]) -> None:
+        """Append what leads to nodes, one token per row."""
+        self.model.append(batch, *self._steps(search, numbers))
+
+    def preceding_tokens(
+            self, tables: Sequence[np.ndarray], search: Search, numbers: Sequence[int]
+    ) -> tuple[torch.Tensor, Optional[np.ndarray]]:
+        """Raw tokens of contexts and what leads to nodes, one token per row, ``[R, 1, E]``, and their positions."""
+        parts = []
+        if tables:
+            raw, positions = self._slab.raw(np.concatenate(tables))
+            parts.append((raw[:, None], positions[:, None]))
+        if numbers:
+            parts.append(self._steps(search, numbers))
+        tokens = torch.cat([tokens for tokens, _ in parts])
+        return tokens, np.concatenate([of for _, of in parts]) if self.model.uses_rotary else None
+
+    def _steps(self, search: Search, numbers: Sequence[int]) -> tuple[torch.Tensor, Optional[np.ndarray]]:
+        where = self._on_device(numbers)
+        actions = self.model.embed_actions(search.tensors.actions[where])
+        tokens = torch.cat([actions, search.tensors.latents[where].to(actions)], 1).flatten(0, 1)[:, None]
+        return tokens, search.tensors.positions[numbers].reshape(-1, 1) if self.model.uses_rotary else None
+
+    def _on_device(self, numbers: Sequence[int]) -> torch.Tensor:
+        # An index that is still on the host would make it wait.
+        return self.model.on_device(np.asarray(numbers))
+
+    def step(
+            self, store: TokenStore, index: np.ndarray, lengths: np.ndarray, new: np.ndarray, actions: torch.Tensor,
+            positions: Optional[np.ndarray], raw_rows: Sequence[int] = (), encoded: Optional[np.ndarray] = None
+    ) -> StepOutputs:
+        """
+        Take an action in every row.
+
+        Args:
+            store: Where the contexts lie.
+            index: Their tables, left-aligned, padded, ``[B, W]``.
+            lengths: Their lengths, ``[B]``.
+            new: Where the new tokens go, ``[B, T]``.
+            actions: ``[B]`` or ``[B, action_space_size]``.
+            positions: Rotary positions of the new tokens, ``[B, T]``.
+            raw_rows: The rows whose contexts are raw, and are encoded in the same pass as the actions.
+            encoded: Where the tokens of these go, ``[R, kept]``.
+        """
+        model, width = self.model, index.shape[1]
+        mask = places = rotation = None
+        if (lengths != width).any():
+            mask = model.on_device((np.arange(width) < lengths[:, None])[:, None, None])
+        if model.uses_rotary:
+            rotation = model.rotation(positions)
+        elif mask is not None:
+            places = model.on_device(lengths[:, None] + np.arange(new.shape[1]))
+        slab = self._slab.tensor(store.size, model.like)
+        inputs = (slab, model.on_device(index), model.on_device(new), actions, mask, places, rotation)
+        if len(raw_rows):
+            outputs = model.step(*inputs, self._raw_contexts(index, raw_rows, encoded))
+        else:
+            outputs = self._step(*inputs)
+        if self._slab.shape.keep_embeddings:
+            tokens = torch.cat([model.embed_actions(actions), outputs.latents], 1).flatten(0, 1)
+            self._slab.write_raw(new.reshape(-1), tokens, None if positions is None else positions.reshape(-1))
+        return outputs
+
+    def _raw_contexts(self, index: np.ndarray, rows: Sequence[int], encoded: np.ndarray) -> RawContexts:
+        model = self.model
+        tokens, positions = self._slab.raw(index[rows, :encoded.shape[1]])
+        # Their raw tokens are those of later contexts, too.
+        self._slab.write_raw(encoded.reshape(-1), tokens.flatten(0, 1), positions.reshape(-1))
+        return RawContexts(
+            model.on_device(np.asarray(rows)), tokens, model.on_device(encoded),
+            model.rotation(positions) if model.uses_rotary else None
+        )
+
+    @property
+    def encodes_in_steps(self) -> bool:
+        """Whether a step can encode raw contexts."""
+        return not any(isinstance(block, UnknownBlock) for block in self.model.blocks)
+
+    def predict(
+            self, batch: ContextBatch, actions: torch.Tensor, positions: Optional[np.ndarray],
+            preceding: Optional[Preceding] = None
+    ) -> StepOutputs:
+        """
+        Take an action in every row of a batch, to which it and the next latent state are appended. ``preceding`` rows
+        leave the batch.
+        """
+        model = self.model
+        tokens, of_actions = model.embed_actions(actions), None if positions is None else positions[:, :1]
+        if preceding is not None:
+            before, of_before = preceding.tokens
+            tokens = torch.cat([before, tokens])
+            of_actions = None if positions is None else np.concatenate([of_before, of_actions])
+        hidden = model.append(batch, tokens, of_actions)
+        if preceding is not None:
+            preceding.batch = batch.split(preceding.count)
+            hidden = hidden[preceding.count:]
+        return model.predict_from_action(batch, hidden, positions)
+
+
+def stack_actions(actions: Sequence[Any], device: torch.device) -> torch.Tensor:
+    """Actions as a policy hands them down, ints or arrays, as one tensor ``[N]`` or ``[N, action_space_size]``."""
+    return torch.as_tensor(np.stack([np.asarray(action) for action in actions]), device=device)

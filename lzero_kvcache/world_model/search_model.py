@@ -1,0 +1,52 @@
+"""A model as LightZero's search sees it, whose latent states are the numbers of nodes."""
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from lzero.model.common import MZNetworkOutput
+
+from ..eviction.search_nodes import unscaled
+from ..search.search import Search
+
+
+class NumberedModel:
+    """
+    What a search asks of a model: it hands numbers of nodes where it would hand latent states, which it never looks
+    into, and is given numbers and scalars.
+
+    Args:
+        model: The search's own model.
+        world_model: Its world model, with a managed cache.
+        search: The search, which has its roots.
+    """
+
+    def __init__(self, model: Any, world_model: Any, search: Search) -> None:
+        self._model = model
+        self._world_model = world_model
+        self._search = search
+
+    def eval(self) -> None:
+        """Put the model into eval mode."""
+        self._model.eval()
+
+    def recurrent_inference(
+            self, state_action_history: list[tuple], simulation_index: int = 0, search_depth: Sequence[int] = (),
+            start_pos: Any = 0
+    ) -> MZNetworkOutput:
+        """Take an action at a node of every row. The arguments are those of LightZero's models."""
+        nodes, actions = state_action_history[-1]
+        _, children = self._world_model.kv_cache_inference.expand(
+            self._world_model, self._search, np.asarray(nodes), actions, search_depth, start_pos
+        )
+        known, new = self._search.nodes, slice(int(children[0]), int(children[-1]) + 1)
+        bins = np.array([known.reward_bins[new], known.value_bins[new]])
+        reward, value = torch.from_numpy(unscaled(bins, square_root=_square_root))[..., None]
+        return MZNetworkOutput(
+            value=value, reward=reward, policy_logits=torch.from_numpy(known.policies[new]),
+            latent_state=torch.from_numpy(children)
+        )
+
+
+def _square_root(numbers: np.ndarray) -> np.ndarray:
+    return torch.from_numpy(numbers).sqrt_().numpy()

@@ -1,0 +1,103 @@
+"""What the release's own caches hold, as seen from outside."""
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Optional
+
+import numpy as np
+from lzero.model.unizero_world_models.utils import hash_state
+
+PADDED = 'stock fault: of unequal lengths the release pads the shorter rows and lets the padding take attention'
+NO_HISTORY = 'stock fault: the release has lost the history and starts over from the last observation'
+WRONG_ENTRY = "stock fault: the release's key leads to another step's or node's context"
+OLD_WEIGHTS = 'stock fault: the release goes on from keys and values of other weights'
+
+
+@dataclass(frozen=True)
+class StockContext:
+    """
+    What a slot of the stock caches really holds.
+
+    Attributes:
+        owner: The managed key of the step or node that it was written for.
+        flaw: Why it is not what a forward without a cache gives, if it is not.
+        length: Its tokens.
+    """
+    owner: int
+    flaw: Optional[str]
+    length: int
+
+    def flaw_for(self, owner: Optional[int]) -> Optional[str]:
+        """What is wrong with it for whoever goes on from the step or node of a managed key."""
+        return self.flaw if self.owner == owner else WRONG_ENTRY
+
+
+class StockCaches:
+    """The contexts in the slots of the release's caches, as far as they were written under these eyes."""
+
+    def __init__(self) -> None:
+        self._of_roots: dict[tuple[int, int], StockContext] = {}
+        self._of_nodes: dict[int, StockContext] = {}
+
+    def outdate_roots(self) -> None:
+        """The weights have changed."""
+        self._of_roots = {place: replace(each, flaw=OLD_WEIGHTS) for place, each in self._of_roots.items()}
+
+    def begin_search(self) -> None:
+        """Forget the nodes of the former search."""
+        self._of_nodes.clear()
+
+    def add_root(self, world_model: Any, row: int, latent: np.ndarray, owner: int, flaw: Optional[str]) -> None:
+        """The stock code has written the context of a root."""
+        slot = world_model.past_kv_cache_init_infer_envs[row][hash_state(latent)]
+        self._of_roots[row, slot] = StockContext(owner, flaw, world_model.shared_pool_init_infer[row][slot].size)
+
+    def add_node(self, world_model: Any, slot: int, owner: int, flaw: Optional[str]) -> None:
+        """The stock code has written the context of a node."""
+        slot %= world_model.shared_pool_size
+        self._of_nodes[slot] = StockContext(owner, flaw, world_model.shared_pool_recur_infer[slot].size)
+
+    def root_flaws(
+            self, world_model: Any, latents: np.ndarray, owners: Sequence[Optional[int]], lengths: np.ndarray,
+            lost: str
+    ) -> tuple[list[Optional[str]], list[int]]:
+        """
+        What is wrong with the contexts that the stock code goes on from at its roots, and how many tokens they have.
+
+        Args:
+            world_model: The model.
+            latents: Its latent states of the last observations, ``[B, ...]``.
+            owners: The managed keys of the steps that the episodes go on from.
+            lengths: How many tokens the managed contexts have, ``[B]``.
+            lost: What is wrong where there is no context.
+        """
+        flaws: list[Optional[str]] = []
+        stock_lengths = []
+        for row, latent in enumerate(latents):
+            slot = world_model.past_kv_cache_init_infer_envs[row].get(hash_state(latent))
+            context = self._of_roots.get((row, slot))
+            stock_lengths.append(1 if slot is None else world_model.shared_pool_init_infer[row][slot].size)
+            if slot is None:
+                flaws.append(lost)
+            elif context is None:
+                flaws.append(WRONG_ENTRY)
+            else:
+                flaws.append(
+                    context.flaw_for(owners[row]) or (WRONG_ENTRY if stock_lengths[row] != lengths[row] else None)
+                )
+        longest = max(stock_lengths)
+        return [flaw or (None if length == longest else PADDED) for flaw, length in zip(flaws, stock_lengths)], (
+            stock_lengths
+        )
+
+    def node_contexts(self, world_model: Any, latents: Sequence[np.ndarray]) -> list[Optional[StockContext]]:
+        """The contexts, by row, that the stock code goes on from at nodes of these latent states; None: it has none."""
+        contexts = []
+        for row, key in enumerate(map(hash_state, latents)):
+            slot = None
+            if not world_model.reanalyze_phase:
+                slot = world_model.past_kv_cache_init_infer_envs[row].get(key)
+            contexts.append(
+                self._of_nodes.get(world_model.past_kv_cache_recurrent_infer.get(key)) if slot is None
+                else self._of_roots.get((row, slot))
+            )
+        return contexts
