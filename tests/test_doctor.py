@@ -138,14 +138,14 @@ def test_a_plugin_that_others_have_overwritten(monkeypatch):
 def test_a_cache_that_predicts_something_else_fails_the_self_test(monkeypatch):
     from lzero_kvcache.world_model.managed import ManagedInference
 
-    recurrent = ManagedInference.recurrent
+    expand = ManagedInference._expand
 
     def with_a_defect(*args, **kwargs):
-        outputs = recurrent(*args, **kwargs)
-        outputs[4][0, 0, 7] += 0.25
-        return outputs
+        outputs, children = expand(*args, **kwargs)
+        outputs.value[0, 0, 7] += 0.25
+        return outputs, children
 
-    monkeypatch.setattr(ManagedInference, 'recurrent', with_a_defect)
+    monkeypatch.setattr(ManagedInference, '_expand', with_a_defect)
     finding, = self_test()
     assert finding.status == PROBLEM and 'differs from the stock one' in finding.seen
 

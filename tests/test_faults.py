@@ -282,7 +282,7 @@ def test_mode_validate_refuses_wrong_batches_before_anything_changes(arguments, 
     current = observations(model, 4, torch.Generator().manual_seed(0))
     root = model.initial_inference(current, [-1] * 4, current, [0] * 4)
     num_actions, search_depth = arguments
-    nodes = model.world_model.kv_cache_inference.managed.search.nodes
+    nodes = model.world_model.kv_cache_inference.search.nodes
     num_nodes = nodes.num_nodes
     with pytest.raises(ValueError, match=message):
         actions = torch.zeros(num_actions, dtype=torch.long)
