@@ -86,7 +86,8 @@ def test_small_pools(measured):
         assert row['pool_size'] == {0.25: 5, 1.0: 20}[row['share']]
         found = row['hit_rate'] + row['last_inference']
         assert found + row['restored'] + row['rebuilt'] == pytest.approx(1, abs=0.02)
-        assert (row['hit_rate'] == 1) == (row['share'] == 1) and (row['rebuilt'] == 0 or row['share'] < 1)
+        missed = row['last_inference'] + row['restored'] + row['rebuilt']
+        assert (row['hit_rate'] == 1) == (missed == 0) == (row['share'] == 1)
 
 
 def test_a_node_costs_two_tokens(measured):

@@ -66,7 +66,6 @@ class ContextBatch:
             finite everywhere, since attention multiplies what it masks by 0 and 0 * nan is nan.
         embeddings, positions: By append, the raw tokens and their rotary positions.
         links: There where rows go on from others of the same batch.
-        num_preceding: The first rows are nothing but steps on the way to the others.
     """
 
     def __init__(
@@ -81,7 +80,6 @@ class ContextBatch:
         self.embeddings: list[Any] = []
         self.positions: list[np.ndarray] = []
         self.links: Optional[TokenLinks] = None
-        self.num_preceding = 0
         # Brings an array to where the tensors are.
         self.to_device: Callable[[np.ndarray], Any] = lambda array: None
         self._held = held

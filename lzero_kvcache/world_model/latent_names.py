@@ -3,6 +3,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
+import torch
 
 from ..search.search import Search
 from .precision import at_least_float32
@@ -89,6 +90,6 @@ class LatentNames:
         return self.search.nodes.trees[first:end].tolist()
 
 
-def host_copy(latents) -> np.ndarray:
+def host_copy(latents: torch.Tensor) -> np.ndarray:
     """Latent states as NumPy has them, of float32 at least."""
     return latents.detach().to('cpu', at_least_float32(latents.dtype), copy=True).numpy()

@@ -270,7 +270,9 @@ class NumberedInference:
         # The one time that a simulation waits for the device.
         numbers = numbers.cpu().numpy()
         if not np.isfinite(numbers).all():
-            self._warn_once('The world model predicts nan or inf, with the cache as without: have they diverged?')
+            self._warn_once(
+                'The world model predicts nan or inf, with the cache as without: have its weights diverged?'
+            )
         return numbers
 
     def forget(self, phase: str, env_ids: Optional[Sequence[int]] = None) -> None:

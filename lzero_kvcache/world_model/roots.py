@@ -10,6 +10,7 @@ from .positions import host_timesteps
 
 PHASES = ('collect', 'eval')
 
+
 @dataclass(frozen=True)
 class RootEnvironments:
     """
@@ -66,6 +67,7 @@ def is_first_step(action: Any, world_model: Any) -> bool:
 def checked_roots(
         world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments, env_num: int
 ) -> RootRows:
+    """The rows of a root inference, or a ValueError that says what is wrong with what it is given."""
     batch_size = len(obs_act_dict['current_obs'])
     env_ids = roots.ids_of(batch_size)
     first_steps = [is_first_step(action, world_model) for action in obs_act_dict['action']][:batch_size]
