@@ -182,7 +182,8 @@ def filled_store(model, lengths, generator):
 def step_inputs(cached, contexts, new, positions):
     """What ``step`` takes beside slab and actions."""
     lengths = [len(context) for context in contexts]
-    index = np.zeros((len(lengths), max(lengths)), dtype=np.int64)
+    index = np.zeros((len(lengths), max(lengths) + new.shape[1]), dtype=np.int64)
+    index[:, max(lengths):] = new
     for row, context in enumerate(contexts):
         index[row, :lengths[row]] = context.table
     mask = np.arange(max(lengths)) < np.array(lengths)[:, None]
@@ -191,7 +192,7 @@ def step_inputs(cached, contexts, new, positions):
     if cached.uses_rotary:
         places, rotation = None, torch.from_numpy(rotations(positions, cached._frequencies))[:, :, None, None]
     mask = None if mask.all() else torch.from_numpy(mask)[:, None, None]
-    inputs = torch.from_numpy(index), torch.from_numpy(new), mask, places, rotation
+    inputs = torch.from_numpy(index), mask, places, rotation
     return tuple(None if each is None else each.to(cached.like.device) for each in inputs)
 
 
@@ -216,8 +217,8 @@ def test_a_step_predicts_what_tokens_appended_one_by_one_do(no_gradients, config
         hidden = cached.append(batch, cached.embed_actions(actions), positions[:, :1])
         expected = cached.predict_from_action(batch, hidden, positions)
         new = np.stack([context.table[-steps:] for context in store.add(batch, cached)])
-    index, new, *others = step_inputs(cached, contexts, new, positions)
-    outputs = cached.step(slab, index, new, actions, *others)
+    index, *others = step_inputs(cached, contexts, new, positions)
+    outputs = cached.step(slab, index, actions, *others)
     for name, tensor in expected._asdict().items():
         torch.testing.assert_close(getattr(outputs, name), tensor, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(slab, store.slab.tensor(store.size, cached.like), atol=1e-5, rtol=1e-5)
@@ -232,10 +233,10 @@ def test_a_step_predicts_what_tokens_appended_one_by_one_do(no_gradients, config
 def test_a_step_starts_few_kernels(no_gradients):
     generator = torch.Generator().manual_seed(0)
     cached, store, contexts = filled_store(build_model(kv_cache=kv_cache()), [6] * 8, generator)
-    inputs = step_inputs(cached, contexts, store.reserve(16).reshape(8, 2), None)
+    index, *others = step_inputs(cached, contexts, store.reserve(16).reshape(8, 2), None)
     actions, slab = torch.zeros(8, dtype=torch.int64), store.slab.tensor(store.size, cached.like)
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
-        cached.step(slab, *inputs[:2], actions, *inputs[2:])
+        cached.step(slab, index, actions, *others)
     events = [event for event in profiler.events() if event.cpu_parent is None]
     # A GPU computes GELU together with the product before it.
     assert sum(launches(event) for event in events if event.name != 'aten::gelu') <= 58

@@ -48,8 +48,8 @@ class Searches:
         positions = 7 + np.arange(len(rows))[:, None] + np.arange(tokens)
         actions = np.array([random_action(self.model, self._generator) for _ in rows])
         actions = torch.from_numpy(actions).to(self.cached.like.device)
-        index, new, *others = step_inputs(self.cached, contexts, new, positions)
-        return index, new, actions, *others
+        index, *others = step_inputs(self.cached, contexts, new, positions)
+        return index, actions, *others
 
     def compare(self, step, rows):
         inputs = self.inputs(rows)

@@ -81,7 +81,7 @@ def test_first_steps_beside_running_episodes():
                 model.initial_inference(last, [1, -1], current, at(1, 2))
         else:
             model.initial_inference(last, [1, -1], current, at(1, 2))
-            assert model.world_model.kv_cache_inference.context_lengths.tolist() == [1, 0]
+            assert model.world_model.kv_cache_inference.context_lengths == [1, 0]
 
 
 def test_the_end_of_one_episode_wipes_all():
@@ -222,7 +222,7 @@ def test_after_a_miss_the_context_counts_as_one_token(monkeypatch):
         current = observations(model, 2, torch.Generator().manual_seed(1))
         model.initial_inference(last, [1, 1], current, at(1, 2))
     assert stock.world_model.keys_values_wm_size_list == [1, 1] and stored == [2, 2]
-    assert managed.world_model.kv_cache_inference.context_lengths.tolist() == [2, 2]
+    assert managed.world_model.kv_cache_inference.context_lengths == [2, 2]
 
 
 @torch.no_grad()

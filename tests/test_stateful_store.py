@@ -136,9 +136,10 @@ class StoreMachine(RuleBasedStateMachine):
         longest = [index for index, (_, numbers) in enumerate(self.held) if len(numbers) + num_tokens <= LONGEST]
         assume(longest)
         chosen = data.draw(st.lists(st.sampled_from(longest), min_size=1, max_size=4))
-        index, lengths = self.store.index_of([self.held[place][0] for place in chosen])
-        assert index.shape == (len(chosen), lengths.max()) and (index != PADDING).sum() == lengths.sum()
         new = self.store.reserve(len(chosen) * num_tokens).reshape(len(chosen), num_tokens)
+        index, lengths = self.store.index_of([self.held[place][0] for place in chosen], new)
+        assert index.shape == (len(chosen), max(lengths) + num_tokens)
+        assert (index != PADDING).sum() == sum(lengths) + new.size
         numbers = self.new_numbers(*new.shape)
         self.raw_of.update(zip(numbers.flat, numbers.flat))
         written = torch.from_numpy(numbers).float()
@@ -146,7 +147,7 @@ class StoreMachine(RuleBasedStateMachine):
         if self.store.encodes_again:
             self.store.slab.write_raw(new.reshape(-1), written.view(-1, 1).expand(-1, 2), 10 * numbers.reshape(-1))
         former = [self.held[place][1] for place in chosen]
-        for context, numbers_before, own in zip(self.store.extend(index, lengths, new), former, numbers.tolist()):
+        for context, numbers_before, own in zip(self.store.extend(index, lengths, num_tokens), former, numbers.tolist()):
             self.hold(context, numbers_before + own)
 
     @precondition(lambda self: any(context.is_raw for context, _ in self.held))

@@ -192,14 +192,14 @@ def test_a_step_written_in_place_makes_the_contexts_that_an_appended_one_does(le
     parents = append(store, [None] * len(lengths), [[1, 2, 3]] * len(lengths), counts=lengths)
     values = torch.arange(10., 10 + 2 * len(lengths)).view(-1, 2)
     appended = append(store, parents, values)
-    index, found = store.index_of(parents)
-    assert found.tolist() == lengths and index.shape == (len(lengths), max(lengths))
-    assert [row[length:].tolist() for row, length in zip(index, lengths)] == [
-        [PADDING] * (max(lengths) - length) for length in lengths
-    ]
     new = store.reserve(2 * len(lengths)).reshape(-1, 2)
+    index, found = store.index_of(parents, new)
+    assert found == lengths and index.shape == (len(lengths), max(lengths) + 2)
+    assert [row[length:].tolist() for row, length in zip(index, lengths)] == [
+        [PADDING] * (max(lengths) - length) + own for length, own in zip(lengths, new.tolist())
+    ]
     store.slab.tensor(store.size, PLAIN.like)[new] = values[:, :, None, None, None, None]
-    extended = store.extend(index, found, new)
+    extended = store.extend(index, found, 2)
     for context, other, length in zip(extended, appended, lengths):
         assert tokens_of(store, context) == tokens_of(store, other)
         assert context.is_raw == other.is_raw == (encodes_again and length == 3)

@@ -106,7 +106,7 @@ class SearchContexts:
 
     def expand(
             self, forward: Any, search: Search, nodes: Sequence[int], actions: Any, positions: Optional[np.ndarray]
-    ) -> tuple[Any, np.ndarray, list[Context]]:
+    ) -> tuple[Any, list[int], list[Context]]:
         """
         Take an action at each of some nodes.
 
@@ -127,17 +127,17 @@ class SearchContexts:
         raw = [] if missing else [row for row, context in enumerate(found) if context.is_raw]
         if missing or (raw and not self._fits_into_a_step(forward, [found[row] for row in raw])):
             return self._expand_missing(forward, search, nodes, found, actions, positions)
-        index, lengths = self._store.index_of(found)
-        new = self._store.reserve(len(index) * self._tokens_per_step).reshape(len(index), -1)
+        store, count = self._store, self._tokens_per_step
+        index, lengths = store.index_of(found, store.reserve(len(found) * count).reshape(-1, count))
         if not raw:
-            outputs = forward.step(self._store, index, lengths, new, actions, positions)
-            return outputs, lengths, self._store.extend(index, lengths, new)
-        encoded = self._store.reserve(len(raw) * self._store.kept).reshape(len(raw), -1)
-        outputs = forward.step(self._store, index, lengths, new, actions, positions, raw, encoded)
-        index[raw, :self._store.kept] = encoded
-        longer = self._store.extend(index, lengths, new)
+            outputs = forward.step(store, index, lengths, actions, positions)
+            return outputs, lengths, store.extend(index, lengths, count)
+        encoded = store.reserve(len(raw) * store.kept).reshape(len(raw), -1)
+        outputs = forward.step(store, index, lengths, actions, positions, raw, encoded)
+        index[raw, :store.kept] = encoded
+        longer = store.extend(index, lengths, count)
         for row, table in zip(raw, encoded):
-            self._store.replace(found[row], table)
+            store.replace(found[row], table)
         return outputs, lengths, longer
 
     def _fits_into_a_step(self, forward: Any, raw: Sequence[Context]) -> bool:
@@ -147,7 +147,7 @@ class SearchContexts:
     def _expand_missing(
             self, forward: Any, search: Search, nodes: Sequence[int], found: list[Optional[Context]], actions: Any,
             positions: Optional[np.ndarray]
-    ) -> tuple[Any, np.ndarray, list[Context]]:
+    ) -> tuple[Any, list[int], list[Context]]:
         missing = sorted(self.last_missing)
         routes = dict(zip(missing, self._rebuilder.routes(forward, search, [nodes[row] for row in missing])))
         raw = {
@@ -167,7 +167,7 @@ class SearchContexts:
                 contexts = self._store.add(batch, forward.model)
                 self._take_over(search, set(nodes), preceding.made, again)
         self._store.release([route.context for route in (*routes.values(), *raw.values())])
-        return outputs, batch.lengths, contexts
+        return outputs, batch.lengths.tolist(), contexts
 
     def _take_over(
             self, search: Search, wanted: set[int], made: Sequence[Union[int, Context]], contexts: Sequence[Context]

@@ -99,12 +99,28 @@ class TokenStore:
             context.holders += 1
         return batch
 
-    def index_of(self, contexts: Sequence[Context]) -> tuple[np.ndarray, np.ndarray]:
-        """The tables of contexts side by side, left-aligned, padded, ``[B, W]``, and their lengths, ``[B]``."""
+    def index_of(self, contexts: Sequence[Context], new: np.ndarray) -> tuple[np.ndarray, list[int]]:
+        """
+        The tokens of a step.
+
+        Args:
+            contexts: What the step goes on from, one per row.
+            new: The reserved places of the tokens that it adds, ``[B, T]``.
+
+        Returns:
+            The tables of the contexts, left-aligned, padded by ``PADDING``, and on their right the places of the new
+            tokens, ``[B, W + T]``, and the contexts' lengths.
+        """
         tables = [context.table for context in contexts]
         lengths = [len(table) for table in tables]
-        width, known = max(lengths), np.array(lengths)
-        return np.array(tables) if min(lengths) == width else _padded(tables, lengths, width), known
+        width = max(lengths)
+        if min(lengths) == width:
+            return np.concatenate([part for row in zip(tables, new) for part in row]).reshape(len(new), -1), lengths
+        index = np.full((len(new), width + new.shape[1]), PADDING, dtype=np.int64)
+        for row, length, table in zip(index, lengths, tables):
+            row[:length] = table
+        index[:, width:] = new
+        return index, lengths
 
     def add(
             self, batch: ContextBatch, model: Any, rows: Optional[Sequence[int]] = None, shortens: bool = True
@@ -128,59 +144,44 @@ class TokenStore:
         if batch.links is not None:
             batch.links.resolve(new)
         tables = _tables(batch, new, belongs)
-        contexts = self._new_contexts(tables if rows is None else [tables[row] for row in rows], shortens)
+        # A view would keep the whole batch's index, rows that were only on the way included.
+        wanted = [tables[row].copy() for row in (range(len(tables)) if rows is None else rows)]
+        contexts = self._new_contexts(wanted, shortens)
         if rows is not None or self.kept < batch.used - batch.width:
-            self._free.extend(new[self._holders[new] == 0].tolist())
+            self._let_unheld_go(new)
         return contexts
 
-    def extend(self, index: np.ndarray, lengths: np.ndarray, new: np.ndarray) -> list[Context]:
+    def extend(self, index: np.ndarray, lengths: Sequence[int], count: int) -> list[Context]:
         """
-        Contexts that a step of T tokens has made longer, all rows at once, each held once, by the caller.
+        Contexts that a step of ``count`` tokens has made longer, each held once, by the caller.
 
         Args:
-            index: Tables of the former contexts, left-aligned, padded by ``PADDING``, ``[B, W]``.
-            lengths: Their lengths, ``[B]``.
-            new: The reserved places of the step's tokens, ``[B, T]``.
+            index, lengths: As ``index_of`` returns them.
         """
-        rows, width = index.shape
-        longer = np.zeros((rows, width + new.shape[1]), dtype=np.int64)
-        longer[:, :width] = index
-        lengths = lengths + new.shape[1]
-        shortest = int(lengths.min())
-        if shortest == longer.shape[1]:
-            longer[:, width:] = new
+        width = index.shape[1] - count
+        if min(lengths) == width:
+            is_full = index.shape[1] >= self.limit
+            tables = index[:, -self.kept:] if is_full else index
+            np.add.at(self._holders, tables.reshape(-1), ONE)
+            writes, is_raw = self._writes, is_full and self.encodes_again
+            contexts = [Context(table, writes, is_raw) for table in tables]
         else:
-            longer[np.arange(rows)[:, None], lengths[:, None] + np.arange(-new.shape[1], 0)] = new
-        full = np.zeros(rows, dtype=bool)
-        if longer.shape[1] >= self.limit:
-            if shortest == longer.shape[1]:
-                longer, lengths, full = longer[:, -self.kept:], np.full(rows, self.kept), ~full
-            else:
-                full = lengths >= self.limit
-                from_column = np.where(full, lengths - self.kept, 0)[:, None] + np.arange(longer.shape[1])
-                longer = np.take_along_axis(longer, from_column.clip(max=longer.shape[1] - 1), 1)
-                lengths = np.where(full, self.kept, lengths)
-                longer[np.arange(longer.shape[1]) >= lengths[:, None]] = PADDING
-                longer = longer[:, :int(lengths.max())]
-        np.add.at(self._holders, longer.reshape(-1), ONE)
-        self._holders[PADDING] = 0
-        if self.kept < new.shape[1]:
-            self._free.extend(new[self._holders[new] == 0].tolist())
-        writes, are_raw = self._writes, (full & self.encodes_again).tolist()
-        return [
-            Context(table[:length], writes, is_raw)
-            for table, length, is_raw in zip(longer, lengths.tolist(), are_raw)
-        ]
+            tables = [np.concatenate((row[:length], row[width:])) for row, length in zip(index, lengths)]
+            contexts = self._new_contexts(tables, shortens=True)
+        if self.kept < count:
+            self._let_unheld_go(index[:, width:])
+        return contexts
 
     def _new_contexts(self, tables: Sequence[np.ndarray], shortens: bool) -> list[Context]:
-        contexts = []
-        for table in tables:
-            is_full = shortens and len(table) >= self.limit
-            # A view would keep the whole batch's index, rows that were only on the way included.
-            own = (table[-self.kept:] if is_full else table).copy()
-            contexts.append(Context(own, self._writes, is_full and self.encodes_again))
-        np.add.at(self._holders, np.concatenate([context.table for context in contexts]), ONE)
-        return contexts
+        are_full = [shortens and len(table) >= self.limit for table in tables]
+        tables = [table[-self.kept:] if is_full else table for table, is_full in zip(tables, are_full)]
+        np.add.at(self._holders, np.concatenate(tables), ONE)
+        writes, encodes_again = self._writes, self.encodes_again
+        return [Context(table, writes, is_full and encodes_again) for table, is_full in zip(tables, are_full)]
+
+    def _let_unheld_go(self, new: np.ndarray) -> None:
+        """Tokens that have been stored on the way to others, and that no context consists of."""
+        self._free.extend(new[self._holders[new] == 0].tolist())
 
     def replace(self, context: Context, encoded: np.ndarray) -> None:
         """Let whoever holds a raw context hold these tokens, which are its own, encoded."""
@@ -254,13 +255,6 @@ class TokenStore:
         self._holders = np.pad(self._holders, (0, size - former))
         self._written_at = np.pad(self._written_at, (0, size - former))
         self._free.extend(range(size - 1, max(former, PADDING + 1) - 1, -1))
-
-
-def _padded(tables: Sequence[np.ndarray], lengths: Sequence[int], columns: int) -> np.ndarray:
-    index = np.full((len(lengths), columns), PADDING, dtype=np.int64)
-    for row, length, table in zip(index, lengths, tables):
-        row[:length] = table
-    return index
 
 
 def _tables(batch: ContextBatch, new: np.ndarray, belongs: Optional[np.ndarray]) -> Sequence[np.ndarray]:

@@ -12,7 +12,7 @@ from lzero.model.unizero_world_models.transformer import Block, SelfAttention
 from torch import nn
 
 from .columns import LayerColumns
-from .linear import is_packed, linear
+from .linear import is_packed, linear, one_call_is_cheaper
 from .precision import autocast_dtype
 from .structure import runs_its_own_forward
 
@@ -106,7 +106,7 @@ def _begins_with_linear_and_gelu(modules: Sequence[nn.Module]) -> bool:
 def in_parallel(first: nn.Module, second: nn.Module) -> Callable[[torch.Tensor], tuple[Any, Any]]:
     """
     Two modules on the same input. Where both begin with a linear layer and the same activation, these two steps are
-    taken at once for both.
+    taken at once for both, and the linear layers that follow, too, where a call costs more than a product.
     """
     parts = [_modules_of_sequence(module) for module in (first, second)]
     if not all(_begins_with_linear_and_gelu(part) for part in parts) or (
@@ -114,15 +114,27 @@ def in_parallel(first: nn.Module, second: nn.Module) -> Callable[[torch.Tensor],
     ):
         alone = [in_sequence(first), in_sequence(second)]
         return lambda x: (alone[0](x), alone[1](x))
-    widen = _fused([parts[0][0], parts[1][0]], parts[0][1].approximate)
-    rests = [in_sequence(nn.Sequential(*part[2:])) for part in parts]
-    widths = [part[0].out_features for part in parts]
+    steps = [_fused([parts[0][0], parts[1][0]], parts[0][1].approximate)]
+    done, last = 2, [part[0] for part in parts]
+    following = [part[2] if len(part) > 2 else None for part in parts]
+    if all(map(_is_product, following)) and one_call_is_cheaper(*(layer.weight for layer in following)):
+        done, last = 3, following
+        weights, biases = zip(*((layer.weight, layer.bias) for layer in last))
+        steps.append(linear(torch.block_diag(*weights), torch.cat(biases)))
+    rests = [in_sequence(nn.Sequential(*part[done:])) for part in parts]
+    widths = [layer.out_features for layer in last]
 
     def run(x: torch.Tensor) -> tuple[Any, Any]:
-        states = widen(x).split(widths, dim=-1)
-        return rests[0](states[0]), rests[1](states[1])
+        for step in steps:
+            x = step(x)
+        first, second = x.split(widths, dim=-1)
+        return rests[0](first), rests[1](second)
 
     return run
+
+
+def _is_product(module: Optional[nn.Module]) -> bool:
+    return type(module) is nn.Linear and module.bias is not None and not runs_its_own_forward(module)
 
 
 def _modules_of_sequence(module: nn.Module) -> list[nn.Module]:

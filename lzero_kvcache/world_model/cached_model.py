@@ -17,7 +17,7 @@ from .blocks import (
     in_sequence,
     is_plain_embedding,
 )
-from .columns import EncodingColumns, LayerColumns, SpelledOutStep, StepColumns, is_for_a_compiler, layers_of
+from .columns import Columns, EncodingColumns, LayerColumns, SpelledOutStep, StepColumns, is_for_a_compiler
 from .positions import rotary_frequencies, rotations
 from .precision import at_least_float32
 from .structure import runs_its_own_forward
@@ -73,6 +73,7 @@ class CachedModel:
         self.world_model = world_model
         self.num_places = num_places
         self.num_observations_tokens: int = world_model.num_observations_tokens
+        self.tokens_per_step = 1 + self.num_observations_tokens
         self.like: torch.Tensor = world_model.transformer.ln_f.weight
         weights = world_model.tokenizer.parameters()
         self._observation_dtype = next((each.dtype for each in weights if each.is_floating_point()), self.like.dtype)
@@ -150,7 +151,7 @@ class CachedModel:
                 else self._embeddings_at(self.on_device(places))
             )
         mask = None if visible is None else self._mask(visible, batch.used)
-        columns = layers_of(batch.kv[:, :batch.used], start, links)
+        columns = Columns(batch.kv).layers(start, batch.used, links)
         return self._transform(tokens.flatten(0, 1), columns, rotation, mask).view(tokens.shape)
 
     def _transform(
@@ -238,9 +239,8 @@ class CachedModel:
         return StepOutputs(hidden, states, reward, policy, value, self.numbers_for_host(reward, policy, value))
 
     def step(
-            self, slab: torch.Tensor, index: torch.Tensor, new: torch.Tensor, actions: torch.Tensor,
-            mask: Optional[torch.Tensor], places: Optional[torch.Tensor], rotation: Optional[torch.Tensor],
-            raw: Optional['RawContexts'] = None
+            self, slab: torch.Tensor, index: torch.Tensor, actions: torch.Tensor, mask: Optional[torch.Tensor],
+            places: Optional[torch.Tensor], rotation: Optional[torch.Tensor], raw: Optional['RawContexts'] = None
     ) -> StepOutputs:
         """
         Take an action in every row, from the keys and values of its context to those of the tokens that it adds. With
@@ -249,18 +249,18 @@ class CachedModel:
         Args:
             slab: Keys (index 0) and values (index 1) of all tokens, (tokens, num_layers, 2, num_heads, head_dim),
                 finite everywhere, changed in place.
-            index: Where each row's context lies in the slab, left-aligned, (B, W).
-            new: Where the new tokens go, an action and a latent state, (B, T).
+            index: Where each row's context lies in the slab, left-aligned, and on its right where the new tokens go, an
+                action and a latent state, (B, W + T).
             actions: (B, ) or (B, action_space_size).
-            mask: Which columns of ``index`` are a row's own, (B, 1, 1, W); None: all, in every row.
+            mask: Which of the first W columns are a row's own, (B, 1, 1, W); None: all, in every row.
             places: The new tokens' places in their rows, (B, T) or (1, T), for learned positions. Not looked at where
                 ``mask`` is None: they come after the context.
             rotation: Of rotary positions, as ``CachedBlock`` takes them; None with learned ones.
             raw: Contexts that are encoded in the same pass as the actions.
         """
-        width = index.shape[1]
-        end = width + new.shape[1]
-        columns = (SpelledOutStep if is_for_a_compiler() else StepColumns)(slab, index, new, self.place_offsets)
+        end = index.shape[1]
+        width = end - self.tokens_per_step
+        columns = (SpelledOutStep if is_for_a_compiler() else StepColumns)(slab, index, width, self.place_offsets)
         attention = None if mask is None else self._mask(mask, end)
         position_embeddings = None
         if not self.uses_rotary:
@@ -279,7 +279,7 @@ class CachedModel:
         appended = columns.appended()
         if self.place_offsets is not None:
             appended = appended - (self.place_offsets[width:end] if mask is None else self.place_offsets[places])
-        slab.index_copy_(0, new.reshape(-1), appended.flatten(0, 1))
+        slab.index_copy_(0, index[:, width:].reshape(-1), appended.flatten(0, 1))
         if raw is not None:
             slab.index_copy_(0, raw.new.view(-1), columns.of_contexts(raw.rows, raw.new.shape[1]).flatten(0, 1))
         return outputs

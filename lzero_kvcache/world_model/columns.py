@@ -59,16 +59,23 @@ class LayerColumns(NamedTuple):
         return F.scaled_dot_product_attention(queries, self.keys, self.values, attn_mask=mask).transpose(1, 2)
 
 
-def layers_of(kv: torch.Tensor, start: int, links: Optional[TokenLinks] = None) -> list[LayerColumns]:
-    """The layers of a batch, (B, columns, num_layers, 2, num_heads, head_dim), new tokens from column ``start`` on."""
-    new = kv[:, start:].unbind(2)
-    keys_values = kv.permute(2, 3, 0, 4, 1, 5).flatten(0, 1).unbind(0)
-    return [
-        LayerColumns(
-            new[layer], keys_values[2 * layer], keys_values[2 * layer + 1],
-            None if links is None else partial(links.follow, layer)
-        ) for layer in range(len(new))
-    ]
+class Columns:
+    """The layers of a batch's keys and values, (B, columns, num_layers, 2, num_heads, head_dim)."""
+
+    def __init__(self, kv: torch.Tensor) -> None:
+        self._kv = kv
+        self._by_layer = kv.permute(2, 3, 0, 4, 1, 5).flatten(0, 1)
+
+    def layers(self, start: int, end: int, links: Optional[TokenLinks] = None) -> list[LayerColumns]:
+        """The first ``end`` columns, of which those from ``start`` on are those of new tokens."""
+        new = self._kv[:, start:end].unbind(2)
+        keys_values = self._by_layer.narrow(3, 0, end).unbind(0)
+        return [
+            LayerColumns(
+                new[layer], keys_values[2 * layer], keys_values[2 * layer + 1],
+                None if links is None else partial(links.follow, layer)
+            ) for layer in range(len(new))
+        ]
 
 
 class StepColumns:
@@ -77,23 +84,22 @@ class StepColumns:
 
     Args:
         slab: Keys and values of all tokens, (tokens, num_layers, 2, num_heads, head_dim).
-        index: Where each row's context lies, (B, W).
-        new: Where the new tokens go, (B, T).
+        index: Where each row's context lies, and on its right where the new tokens go, (B, W + T).
+        width: The columns W.
         offsets: What a token's place adds, (places, num_layers, 2, num_heads, head_dim), where the slab is without.
     """
 
-    def __init__(
-            self, slab: torch.Tensor, index: torch.Tensor, new: torch.Tensor, offsets: Optional[torch.Tensor]
-    ) -> None:
-        rows, self._width = index.shape
-        self._kv = slab.index_select(0, torch.cat([index, new], 1).view(-1)).view(rows, -1, *slab.shape[1:])
+    def __init__(self, slab: torch.Tensor, index: torch.Tensor, width: int, offsets: Optional[torch.Tensor]) -> None:
+        self._width = width
+        self._kv = slab.index_select(0, index.view(-1)).view(*index.shape, *slab.shape[1:])
         if offsets is not None:
-            self._kv[:, :self._width].add_(offsets[:self._width])
+            self._kv[:, :width].add_(offsets[:width])
+        self._columns = Columns(self._kv)
 
     def at(self, place: int) -> Sequence[Union[LayerColumns, 'SpelledOutColumns']]:
         """The layers, for the new token of this place."""
-        end = self._width + place
-        return layers_of(self._kv[:, :end + 1], end)
+        start = self._width + place
+        return self._columns.layers(start, start + 1)
 
     def appended(self) -> torch.Tensor:
         """The keys and values of the new tokens, (B, T, num_layers, 2, num_heads, head_dim)."""
@@ -158,12 +164,10 @@ class SpelledOutColumns:
 class SpelledOutStep(StepColumns):
     """As ``StepColumns``, for a compiler."""
 
-    def __init__(
-            self, slab: torch.Tensor, index: torch.Tensor, new: torch.Tensor, offsets: Optional[torch.Tensor]
-    ) -> None:
-        context = slab.index_select(0, index.view(-1)).view(*index.shape, *slab.shape[1:])
+    def __init__(self, slab: torch.Tensor, index: torch.Tensor, width: int, offsets: Optional[torch.Tensor]) -> None:
+        context = slab.index_select(0, index[:, :width].reshape(-1)).view(len(index), width, *slab.shape[1:])
         if offsets is not None:
-            context = context + offsets[:index.shape[1]]
+            context = context + offsets[:width]
         self._layers = [SpelledOutColumns(of_layer) for of_layer in context.unbind(2)]
 
     def at(self, place: int) -> Sequence[Union[LayerColumns, SpelledOutColumns]]:

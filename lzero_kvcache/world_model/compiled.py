@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ..config import KEY_PATH, KVCacheConfig
+from ..store.token_store import PADDING
 from .blocks import UnknownBlock
 from .cached_model import CachedModel, StepOutputs
 from .captured import CapturedFunction
@@ -82,13 +83,13 @@ class CompiledStep:
             size.is_compared = size.is_compared and not self._compares_always
 
     def __call__(
-            self, slab: torch.Tensor, index: torch.Tensor, new: torch.Tensor, actions: torch.Tensor,
-            mask: Optional[torch.Tensor], places: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
+            self, slab: torch.Tensor, index: torch.Tensor, actions: torch.Tensor, mask: Optional[torch.Tensor],
+            places: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
     ) -> StepOutputs:
         """Arguments and result as ``CachedModel.step``."""
-        given = (index, new, actions, mask, places, rotation)
+        given = (index, actions, mask, places, rotation)
         rows = len(index)
-        if self._runs_eager or index.shape[1] > self._model.num_places - new.shape[1]:
+        if self._runs_eager or index.shape[1] > self._model.num_places:
             return self._model.step(slab, *given)
         number = self._size_for(rows)
         inputs = self._filled_up(number, *given)
@@ -104,6 +105,7 @@ class CompiledStep:
             outputs = StepOutputs(*(output[:rows] for output in outputs))
         if size.is_compared:
             return outputs
+        new = index[:, -self._model.tokens_per_step:]
         written = slab[new]
         expected = self._model.step(slab, *given)
         difference = _difference([*outputs, written], [*expected, slab[new]])
@@ -121,22 +123,23 @@ class CompiledStep:
         return 1 << (rows - 1).bit_length() if sizes else rows
 
     def _filled_up(
-            self, number: int, index: torch.Tensor, new: torch.Tensor, actions: torch.Tensor,
-            mask: Optional[torch.Tensor], places: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
+            self, number: int, index: torch.Tensor, actions: torch.Tensor, mask: Optional[torch.Tensor],
+            places: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
     ) -> list[torch.Tensor]:
-        rows, width = index.shape
-        missing = self._model.num_places - new.shape[1] - width
+        rows, end = index.shape
+        width, missing = end - self._model.tokens_per_step, self._model.num_places - end
         if mask is None:
             if (rows, width) not in self._full:
                 self._full[rows, width] = (
                     torch.ones(rows, 1, 1, width, dtype=torch.bool, device=index.device),
-                    torch.arange(width, width + new.shape[1], device=index.device).repeat(rows, 1)
+                    torch.arange(width, end, device=index.device).repeat(rows, 1)
                 )
             mask, places = self._full[rows, width]
         where = places.expand(rows, -1) if rotation is None else torch.view_as_real(rotation)
         if missing:
-            index, mask = F.pad(index, (0, missing)), F.pad(mask, (0, missing))
-        inputs = [index, new, actions, mask, where]
+            padding = index.new_full((rows, missing), PADDING)
+            index, mask = torch.cat([index[:, :width], padding, index[:, width:]], 1), F.pad(mask, (0, missing))
+        inputs = [index, actions, mask, where]
         if rows < number:
             # Rows that do what the first does write what it writes.
             first = torch.arange(number, device=index.device)

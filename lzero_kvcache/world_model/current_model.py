@@ -57,10 +57,15 @@ class CurrentModel:
         return self.forward
 
     def within_search(self, world_model: Any) -> Forward:
-        """The same by a look that is cheap enough for every simulation."""
-        if self.forward is None or self._watch.may_have_changed():
-            return self.of(world_model)
-        return self.forward
+        """The same by a quick look, at an inference outside of LightZero's searches."""
+        return self.of(world_model) if self.forward is None or self._watch.may_have_changed() else self.forward
+
+    def at_simulation(self, world_model: Any) -> Forward:
+        """
+        The same by a quicker look. What writes to weights and is no optimiser is noticed some simulations later, or by
+        the next search.
+        """
+        return self.of(world_model) if self.forward is None or self._watch.some_may_have_changed() else self.forward
 
     def forget(self) -> None:
         """Weights may have been written to without a trace."""

@@ -19,45 +19,73 @@ from .positions import SearchPositions, history_positions
 
 class SearchTensors:
     """
-    Latent states ``[N, num_observations_tokens, E]`` of a search's nodes, the actions that led to them ``[N, ...]``
-    and, with rotary positions, the positions of both ``[N, 1 + num_observations_tokens]``, by the nodes' numbers.
-    ``generation`` is the one of the weights that have predicted them.
+    Latent states of a search's nodes, the actions that led to them and, with rotary positions, the positions of both,
+    by the nodes' numbers. They are looked at only where contexts are computed again: until then they stay in the pieces
+    in which they come.
+
+    Args:
+        latents: Of the roots, (B, num_observations_tokens, E).
+        capacity: How many nodes the search will have.
+        generation: The one of the weights that have predicted them.
     """
 
     def __init__(self, latents: torch.Tensor, capacity: int, generation: int) -> None:
         self.generation = generation
-        self.latents = latents.new_empty((max(capacity, len(latents)), *latents.shape[1:]))
-        self.actions: Optional[torch.Tensor] = None
-        self.positions: Optional[np.ndarray] = None
-        self.latents[:len(latents)] = latents
+        self._capacity = capacity
+        self._joined: list[Optional[torch.Tensor]] = [None, None, None]
+        self._pieces: list[tuple[int, torch.Tensor, Optional[torch.Tensor], Optional[np.ndarray]]] = []
+        self.add(0, latents)
 
     def add(
             self, first: int, latents: torch.Tensor, actions: Optional[torch.Tensor] = None,
             positions: Optional[np.ndarray] = None
     ) -> None:
-        """Take over what belongs to new nodes, from number ``first`` on; strays have neither action nor positions."""
-        end = first + len(latents)
-        if end > len(self.latents):
-            self.latents = _longer(self.latents, end)
-        self.latents[first:end] = latents
-        if actions is not None:
-            if self.actions is None:
-                self.actions = actions.new_zeros((len(self.latents), *actions.shape[1:]))
-            elif end > len(self.actions):
-                self.actions = _longer(self.actions, end)
-            self.actions[first:end] = actions
-        if positions is not None:
-            if self.positions is None:
-                self.positions = np.zeros((len(self.latents), positions.shape[1]), dtype=np.int64)
-            elif end > len(self.positions):
-                self.positions = np.pad(self.positions, ((0, max(end, len(self.positions))), (0, 0)))
-            self.positions[first:end] = positions
+        """
+        Take over what belongs to new nodes; strays have neither action nor positions.
 
+        Args:
+            first: Their first number.
+            latents: (B, num_observations_tokens, E).
+            actions: (B, ...).
+            positions: (B, 1 + num_observations_tokens).
+        """
+        self._pieces.append((first, latents, actions, positions))
 
-def _longer(tensor: torch.Tensor, size: int) -> torch.Tensor:
-    longer = tensor.new_zeros((max(size, 2 * len(tensor)), *tensor.shape[1:]))
-    longer[:len(tensor)] = tensor
-    return longer
+    @property
+    def latents(self) -> torch.Tensor:
+        """(N or more, num_observations_tokens, E)."""
+        return self._join()[0]
+
+    @property
+    def actions(self) -> torch.Tensor:
+        """(N or more, ...)."""
+        return self._join()[1]
+
+    @property
+    def positions(self) -> np.ndarray:
+        """(N or more, 1 + num_observations_tokens)."""
+        return self._join()[2].numpy()
+
+    @torch.inference_mode()
+    def _join(self) -> list[torch.Tensor]:
+        pieces, self._pieces = self._pieces, []
+        for first, latents, actions, positions in pieces:
+            parts = (latents, actions, None if positions is None else torch.from_numpy(positions))
+            self._joined = [
+                joined if part is None else self._with_part(joined, first, part)
+                for joined, part in zip(self._joined, parts)
+            ]
+        return self._joined
+
+    def _with_part(self, joined: Optional[torch.Tensor], first: int, part: torch.Tensor) -> torch.Tensor:
+        end = first + len(part)
+        if joined is None or end > len(joined):
+            former, size = joined, self._capacity if joined is None else 2 * len(joined)
+            joined = part.new_zeros((max(end, size), *part.shape[1:]))
+            if former is not None:
+                joined[:len(former)] = former
+        joined[first:end] = part
+        return joined
 
 
 class Forward:
@@ -152,7 +180,7 @@ class Forward:
         return self.model.on_device(np.asarray(numbers))
 
     def step(
-            self, store: TokenStore, index: np.ndarray, lengths: np.ndarray, new: np.ndarray, actions: torch.Tensor,
+            self, store: TokenStore, index: np.ndarray, lengths: Sequence[int], actions: torch.Tensor,
             positions: Optional[np.ndarray], raw_rows: Sequence[int] = (), encoded: Optional[np.ndarray] = None
     ) -> StepOutputs:
         """
@@ -160,31 +188,33 @@ class Forward:
 
         Args:
             store: Where the contexts lie.
-            index: Their tables, left-aligned, padded, ``[B, W]``.
-            lengths: Their lengths, ``[B]``.
-            new: Where the new tokens go, ``[B, T]``.
+            index, lengths: Their tables and the places of the new tokens, ``[B, W + T]``, and their lengths, as
+                ``TokenStore.index_of`` returns them.
             actions: ``[B]`` or ``[B, action_space_size]``.
             positions: Rotary positions of the new tokens, ``[B, T]``.
             raw_rows: The rows whose contexts are raw, and are encoded in the same pass as the actions.
             encoded: Where the tokens of these go, ``[R, kept]``.
         """
-        model, width = self.model, index.shape[1]
+        model = self.model
+        width = index.shape[1] - model.tokens_per_step
         mask = places = rotation = None
-        if (lengths != width).any():
-            mask = model.on_device((np.arange(width) < lengths[:, None])[:, None, None])
+        if min(lengths) != width:
+            ends = np.array(lengths)[:, None]
+            mask = model.on_device((np.arange(width) < ends)[:, None, None])
+            if not model.uses_rotary:
+                places = model.on_device(ends + np.arange(model.tokens_per_step))
         if model.uses_rotary:
             rotation = model.rotation(positions)
-        elif mask is not None:
-            places = model.on_device(lengths[:, None] + np.arange(new.shape[1]))
         slab = self._slab.tensor(store.size, model.like)
-        inputs = (slab, model.on_device(index), model.on_device(new), actions, mask, places, rotation)
+        inputs = (slab, model.on_device(index), actions, mask, places, rotation)
         if len(raw_rows):
             outputs = model.step(*inputs, self._raw_contexts(index, raw_rows, encoded))
         else:
             outputs = self._step(*inputs)
         if self._slab.shape.keep_embeddings:
             tokens = torch.cat([model.embed_actions(actions), outputs.latents], 1).flatten(0, 1)
-            self._slab.write_raw(new.reshape(-1), tokens, None if positions is None else positions.reshape(-1))
+            new = index[:, width:].reshape(-1)
+            self._slab.write_raw(new, tokens, None if positions is None else positions.reshape(-1))
         return outputs
 
     def _raw_contexts(self, index: np.ndarray, rows: Sequence[int], encoded: np.ndarray) -> RawContexts:

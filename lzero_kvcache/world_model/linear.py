@@ -46,6 +46,12 @@ def is_packed(weight: torch.Tensor) -> bool:
     )
 
 
+def one_call_is_cheaper(first: torch.Tensor, second: torch.Tensor) -> bool:
+    """Whether one product with both weights as blocks, and zeros beside them, costs less than a product with each."""
+    size = (first.shape[0] + second.shape[0]) * (first.shape[1] + second.shape[1])
+    return first.is_cuda or size < SMALLEST_PACKED
+
+
 @cache
 def packed_linear() -> Optional[type['PlainLinear']]:
     """The packed product that is fastest on this processor, None where there is none."""

@@ -10,6 +10,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .precision import autocast_dtype
 from .structure import StructureWatch
 
+# So many weights are looked at in each simulation of a search.
+WEIGHTS_AT_ONCE = 8
+
 _optimizer_steps = 0
 _version = attrgetter('_version')
 
@@ -37,6 +40,8 @@ class ModelWatch:
         self._addresses: list[int] = []
         self._counting: list[torch.Tensor] = []
         self._versions: list[int] = []
+        # Of these, the one that is looked at next.
+        self._next = 0
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._steps = -1
         self._structure = StructureWatch()
@@ -49,6 +54,7 @@ class ModelWatch:
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         self._counting = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._versions = list(map(_version, self._counting))
+        self._next = 0
         self._copies = [(tensor, tensor.clone()) for tensor in self._tensors if tensor.is_inference()]
         self._steps = _optimizer_steps
         self._structure.remember(world_model)
@@ -67,10 +73,22 @@ class ModelWatch:
         )
 
     def may_have_changed(self) -> bool:
-        """A look that is cheap enough for every simulation: at optimisers, writes to weights, hooks and autocast."""
+        """A quick look: at optimisers, writes to weights, hooks and autocast."""
+        return self._versions != list(map(_version, self._counting)) or self._others_may_have_changed()
+
+    def some_may_have_changed(self) -> bool:
+        """
+        A look for every simulation, as ``may_have_changed``, but at a few weights, others each time. To look at all
+        costs more than a call of the model's smaller layers, and nobody but an optimiser writes during a search.
+        """
+        some = slice(self._next, self._next + WEIGHTS_AT_ONCE)
+        self._next = 0 if some.stop >= len(self._counting) else some.stop
+        return self._versions[some] != list(map(_version, self._counting[some])) or self._others_may_have_changed()
+
+    def _others_may_have_changed(self) -> bool:
         return (
-            self._steps != _optimizer_steps or self._versions != list(map(_version, self._counting))
-            or self._structure.hooks_have_changed() or self._autocast != autocast_dtype(self._device_type)
+            self._steps != _optimizer_steps or self._structure.hooks_have_changed()
+            or self._autocast != autocast_dtype(self._device_type)
         )
 
 

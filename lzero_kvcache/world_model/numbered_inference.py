@@ -1,6 +1,7 @@
 """Inference over managed contexts, by the numbers of a search's nodes."""
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from typing import Any, Optional
 
 import numpy as np
@@ -47,7 +48,7 @@ class NumberedInference:
 
     Attributes:
         search: The running search.
-        context_lengths: Tokens per row, ``[B]``, that the last inference found in its contexts.
+        context_lengths: Tokens per row that the last inference found in its contexts.
         observer: Is told of all searches, where there is one.
 
     Raises:
@@ -68,7 +69,7 @@ class NumberedInference:
         self.num_simulations = num_simulations
         self.discount_factor = discount_factor
         self.search: Optional[Search] = None
-        self.context_lengths = np.zeros(0, dtype=np.int64)
+        self.context_lengths: list[int] = []
         self.observer: Optional[SearchObserver] = None
         self.rebuild_stats = RebuildStats()
         self._lossless = config.on_miss == 'rebuild'
@@ -148,11 +149,9 @@ class NumberedInference:
     def _begin_at_environments(self, world_model: Any, obs_act_dict: dict, phase: str, rows: RootRows) -> Outputs:
         forward = self._model.of(world_model)
         found = predict_roots(forward, self.histories, self._contexts, self.store, obs_act_dict, phase, rows)
-        self.context_lengths = found.lengths
-        priorities = self._scores.priorities(
-            'init_pool', np.zeros(len(found.contexts), dtype=int), found.reward, found.policy, found.value
-        )
+        self.context_lengths = found.lengths.tolist()
         nodes = self._begin_search(forward, phase, found.timesteps, found.latents, found.policy, found.value)
+        priorities = self._priorities('init_pool', self.search, nodes, found)
         self._contexts.begin(self.search, nodes, found.contexts, found.histories, rows.env_ids, priorities)
         if self.observer is not None:
             lengths = [len(context) for context in found.contexts]
@@ -182,9 +181,9 @@ class NumberedInference:
         )
         if self.observer is not None:
             self.observer.begin(phase)
-        numbers = self._on_host(
+        numbers = self._checked((
             F.pad(policy.flatten(1), (2, 0)) if value is None else forward.model.numbers_for_host(value, policy, value)
-        )
+        ).cpu())
         roots = search.add(nodes.add_roots(numbers[:, 1], numbers[:, 2:]), [None] * len(numbers))
         # Not before it has its roots: what breaks off until then leaves no search.
         self.search = search
@@ -218,10 +217,10 @@ class NumberedInference:
             start_pos: Not looked at: the search has its roots' timesteps.
 
         Returns:
-            What the model predicts, and the numbers of the new nodes, ``[B]``.
+            What the model predicts, its ``host`` on the host, and the numbers of the new nodes, ``[B]``.
         """
         with self._whole_inference():
-            return self._expand(self._model.within_search(world_model), search, nodes, actions, search_depth)
+            return self._expand(self._model.at_simulation(world_model), search, nodes, actions, search_depth)
 
     def _expand(
             self, forward: Forward, search: Search, nodes: np.ndarray, actions: Any, search_depth: Sequence[int]
@@ -240,6 +239,8 @@ class NumberedInference:
             forward, search, nodes.tolist(), actions, positions
         )
         count_queries(model.world_model, len(nodes), len(nodes) - len(self._contexts.last_missing))
+        # The one time that a simulation waits for the device.
+        outputs = outputs._replace(host=outputs.host.cpu())
         children = self._add_nodes(search, nodes, on_host, actions, positions, outputs)
         self._contexts.cache(search, children, contexts)
         self._contexts.keep_last_inference(
@@ -254,7 +255,7 @@ class NumberedInference:
             self, search: Search, parents: np.ndarray, on_host: torch.Tensor, actions: torch.Tensor,
             positions: Optional[np.ndarray], outputs: StepOutputs
     ) -> list[int]:
-        numbers = self._on_host(outputs.host)
+        numbers = self._checked(outputs.host)
         nodes, first = search.nodes, search.nodes.num_nodes
         added = nodes.add(
             parents, None if nodes.samples_actions else on_host.numpy().reshape(-1), numbers[:, 0], numbers[:, 1],
@@ -263,13 +264,13 @@ class NumberedInference:
         search.tensors.add(first, outputs.latents, actions, positions)
         return search.add(added, self._priorities('recur_pool', search, added, outputs))
 
-    def _priorities(self, kind: str, search: Search, nodes: Any, outputs: StepOutputs) -> Sequence[Optional[float]]:
-        return self._scores.priorities(kind, search.nodes.depths[nodes], outputs.reward, outputs.policy, outputs.value)
+    def _priorities(self, kind: str, search: Search, nodes: Any, outputs: Any) -> Sequence[Optional[float]]:
+        return self._scores.priorities(kind, search.nodes, nodes, outputs.reward, outputs.policy, outputs.value)
 
-    def _on_host(self, numbers: torch.Tensor) -> np.ndarray:
-        # The one time that a simulation waits for the device.
-        numbers = numbers.cpu().numpy()
-        if not np.isfinite(numbers).all():
+    def _checked(self, on_host: torch.Tensor) -> np.ndarray:
+        numbers = on_host.numpy()
+        # Whatever is nan or inf makes the sum so.
+        if not isfinite(np.add.reduce(numbers, None)):
             self._warn_once(
                 'The world model predicts nan or inf, with the cache as without: have its weights diverged?'
             )

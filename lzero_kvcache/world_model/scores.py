@@ -9,6 +9,7 @@ import torch
 from ..checks import choices, is_number
 from ..config import KEY_PATH, KVCacheConfig
 from ..eviction import build_eviction_policy
+from ..eviction.search_nodes import SearchNodes
 from .cached_model import expected_bins
 
 Score = Callable[[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor], Sequence[float]]
@@ -65,14 +66,16 @@ class PoolScores:
         self._scores = scores
 
     def priorities(
-            self, kind: str, depths: np.ndarray, reward: torch.Tensor, policy: torch.Tensor, value: torch.Tensor
+            self, kind: str, nodes: SearchNodes, numbers: Sequence[int], reward: torch.Tensor, policy: torch.Tensor,
+            value: torch.Tensor
     ) -> Sequence[Optional[float]]:
         """
         What nodes are worth to the strategy of a pool: None each, where that goes by no score.
 
         Args:
             kind: One of the three.
-            depths: Actions since the root, ``[B]``.
+            nodes: The search's.
+            numbers: Those to be scored.
             reward, policy, value: Logits, ``[B, 1, ...]``.
 
         Raises:
@@ -80,8 +83,8 @@ class PoolScores:
         """
         score = self._scores[kind]
         if score is None:
-            return [None] * len(depths)
-        priorities = score(depths, reward.flatten(1), policy.flatten(1), value.flatten(1))
+            return [None] * len(numbers)
+        priorities = score(nodes.depths[numbers], reward.flatten(1), policy.flatten(1), value.flatten(1))
         for priority in priorities:
             # Here, because a pool that refuses one has taken those before it.
             if not is_number(priority):

@@ -36,14 +36,12 @@ class NumberedModel:
     ) -> MZNetworkOutput:
         """Take an action at a node of every row. The arguments are those of LightZero's models."""
         nodes, actions = state_action_history[-1]
-        _, children = self._world_model.kv_cache_inference.expand(
+        outputs, children = self._world_model.kv_cache_inference.expand(
             self._world_model, self._search, np.asarray(nodes), actions, search_depth, start_pos
         )
-        known, new = self._search.nodes, slice(int(children[0]), int(children[-1]) + 1)
-        bins = np.array([known.reward_bins[new], known.value_bins[new]])
-        reward, value = torch.from_numpy(unscaled(bins, square_root=_square_root))[..., None]
+        scalars = torch.from_numpy(unscaled(outputs.host.numpy()[:, :2], square_root=_square_root))
         return MZNetworkOutput(
-            value=value, reward=reward, policy_logits=torch.from_numpy(known.policies[new]),
+            value=scalars[:, 1:], reward=scalars[:, :1], policy_logits=outputs.host[:, 2:],
             latent_state=torch.from_numpy(children)
         )
 

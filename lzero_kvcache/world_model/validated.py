@@ -107,7 +107,7 @@ class ValidatedInference(ManagedInference):
         stock = _run_stock(world_model.stock_initial_inference, obs_act_dict, list(map(np.asarray, timesteps)))
         self._compare(ROOT_OUTPUTS, outputs, stock, flaws, [0] * batch_size)
         for row, latent in enumerate(stock[1].detach().cpu().numpy()):
-            length = int(self.context_lengths[row]) + 1 + _is_running(obs_act_dict, row, world_model)
+            length = self.context_lengths[row] + 1 + _is_running(obs_act_dict, row, world_model)
             self._stock.add_root(
                 world_model, row, latent, self.search.first_key + row,
                 flaws[row] or self._window_flaw(world_model, length)
@@ -160,7 +160,7 @@ class ValidatedInference(ManagedInference):
             return
 
         flaws = [
-            self._node_flaw(world_model, context, parent, length == lengths.max())
+            self._node_flaw(world_model, context, parent, length == max(lengths))
             for context, parent, length in zip(contexts, parents, lengths)
         ]
         timesteps = host_timesteps(start_pos, len(parents))
