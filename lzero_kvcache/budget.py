@@ -55,8 +55,8 @@ class ContextMemory:
     Arguments:
         - token_bytes (:obj:`int`): Bytes of one token in the cache.
         - context_tokens (:obj:`int`): The most tokens of one context.
-        - node_tokens (:obj:`int`): The most tokens that one more node of a search adds; fewer than ``context_tokens``
-            where nodes share the tokens of their ancestors.
+        - node_tokens (:obj:`int`): Tokens that one more node of a search adds; fewer than ``context_tokens`` where
+            nodes share the tokens of their ancestors.
         - held_contexts (:obj:`int`): Contexts that are held whatever the pools have.
     """
     token_bytes: int

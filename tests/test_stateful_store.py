@@ -146,8 +146,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.store.slab.tensor(self.store.size, self.model.like)[new] = written[:, :, None, None, None, None]
         if self.store.encodes_again:
             self.store.slab.write_raw(new.reshape(-1), written.view(-1, 1).expand(-1, 2), 10 * numbers.reshape(-1))
-        former = [self.held[place][1] for place in chosen]
-        for context, numbers_before, own in zip(self.store.extend(index, lengths, num_tokens), former, numbers.tolist()):
+        former, longer = [self.held[place][1] for place in chosen], self.store.extend(index, lengths, num_tokens)
+        for context, numbers_before, own in zip(longer, former, numbers.tolist()):
             self.hold(context, numbers_before + own)
 
     @precondition(lambda self: any(context.is_raw for context, _ in self.held))

@@ -173,7 +173,7 @@ class CachedBlock:
                 dimension.
 
         Returns:
-            (B * T, E).
+            Of the rows that ``columns`` wants, the last ones, (B * T, E).
         """
         rows, tokens = columns.new.shape[:2]
         states = self._queries_keys_values(self._norm_before_attention(x)).to(columns.new.dtype)
@@ -181,6 +181,10 @@ class CachedBlock:
         if rotation is not None:
             _rotate(states[:, :, :2], rotation)
         mixed = columns.attend(states, mask)
+        if len(mixed) < rows:
+            x = x[len(x) - len(mixed) * tokens:]
+        if not len(mixed):
+            return x
         attended = self._project(mixed.reshape(x.shape))
         if self._gates is None:
             x = x + attended

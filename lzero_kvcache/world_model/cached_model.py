@@ -118,7 +118,7 @@ class CachedModel:
 
     def append(
             self, batch: ContextBatch, tokens: torch.Tensor, positions: Optional[np.ndarray] = None,
-            counts: Optional[np.ndarray] = None
+            counts: Optional[np.ndarray] = None, wanted: Optional[int] = None
     ) -> torch.Tensor:
         """
         Append tokens to every row of a batch and run them through the transformer. Each token attends to its own row's
@@ -131,9 +131,10 @@ class CachedModel:
                 places in their rows.
             counts: How many of the T tokens, on the right, belong to each row, (B, ), the others being padding; None:
                 all.
+            wanted: How many rows, the last ones, the output is wanted of; None: of all.
 
         Returns:
-            The transformer's output, (B, T, E); of padding it means nothing.
+            The transformer's output, (wanted rows, T, E); of padding it means nothing.
         """
         start = batch.used
         places, visible = batch.append(tokens.shape[1], counts)
@@ -151,8 +152,11 @@ class CachedModel:
                 else self._embeddings_at(self.on_device(places))
             )
         mask = None if visible is None else self._mask(visible, batch.used)
-        columns = Columns(batch.kv).layers(start, batch.used, links)
-        return self._transform(tokens.flatten(0, 1), columns, rotation, mask).view(tokens.shape)
+        columns = Columns(batch.kv).layers(start, batch.used, links, wanted)
+        outputs = self._transform(tokens.flatten(0, 1), columns, rotation, mask)
+        shape = (len(tokens) if wanted is None else wanted, *tokens.shape[1:])
+        # A block that is called as it is computes all rows.
+        return outputs[len(outputs) - shape[0] * shape[1]:].view(shape)
 
     def _transform(
             self, hidden: torch.Tensor, columns: Sequence[LayerColumns], rotation: Optional[torch.Tensor],
@@ -162,7 +166,7 @@ class CachedModel:
         hidden = self._embedding_dropout(hidden)
         for block, of_layer in zip(self.blocks, columns):
             hidden = block(hidden, of_layer, mask, rotation)
-        return self._final_norm(hidden)
+        return self._final_norm(hidden) if len(hidden) else hidden
 
     def _mask(self, visible: torch.Tensor, columns: int) -> torch.Tensor:
         """What attention adds, (B, 1, T, columns); what lies to the right of ``visible`` is."""
@@ -293,7 +297,8 @@ class CachedModel:
             before = before + self._embeddings_from(0, count)
         else:
             rotation = torch.cat([raw.rotation.flatten(0, 1)[:, None], rotation])
-        columns = [EncodingColumns(of_layer, raw.rows, count) for of_layer in columns]
+        last = len(columns) - 1
+        columns = [EncodingColumns(each, raw.rows, count, layer == last) for layer, each in enumerate(columns)]
         return torch.cat([before.flatten(0, 1), tokens]), columns, rotation
 
     def numbers_for_host(self, reward: torch.Tensor, policy: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

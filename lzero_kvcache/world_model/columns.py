@@ -35,11 +35,13 @@ class LayerColumns(NamedTuple):
         keys, values: (B, num_heads, columns, head_dim).
         pass_on: Called when ``new`` has been written and before it is attended to, so that a row can go on from an
             earlier one.
+        wanted: How many rows, the last ones, attend; None: all. The others only leave their keys and values.
     """
     new: torch.Tensor
     keys: torch.Tensor
     values: torch.Tensor
-    pass_on: Optional[Callable[[], None]]
+    pass_on: Optional[Callable[[], None]] = None
+    wanted: Optional[int] = None
 
     def attend(self, states: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
         """
@@ -50,13 +52,19 @@ class LayerColumns(NamedTuple):
             mask: What is added to each token's attention, (B, 1, T, columns); None: it attends to every column.
 
         Returns:
-            (B, T, num_heads, head_dim).
+            Of the wanted rows, (B, T, num_heads, head_dim).
         """
         self.new.copy_(states[:, :, 1:])
         if self.pass_on is not None:
             self.pass_on()
-        queries = states[:, :, 0].transpose(1, 2)
-        return F.scaled_dot_product_attention(queries, self.keys, self.values, attn_mask=mask).transpose(1, 2)
+        if self.wanted == 0:
+            return states[:0, :, 0]
+        queries, keys, values = states[:, :, 0].transpose(1, 2), self.keys, self.values
+        if self.wanted is not None:
+            first = len(queries) - self.wanted
+            queries, keys, values = queries[first:], keys[first:], values[first:]
+            mask = mask[first:] if mask is not None and len(mask) > 1 else mask
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2)
 
 
 class Columns:
@@ -66,14 +74,19 @@ class Columns:
         self._kv = kv
         self._by_layer = kv.permute(2, 3, 0, 4, 1, 5).flatten(0, 1)
 
-    def layers(self, start: int, end: int, links: Optional[TokenLinks] = None) -> list[LayerColumns]:
-        """The first ``end`` columns, of which those from ``start`` on are those of new tokens."""
+    def layers(
+            self, start: int, end: int, links: Optional[TokenLinks] = None, wanted: Optional[int] = None
+    ) -> list[LayerColumns]:
+        """
+        The first ``end`` columns, of which those from ``start`` on are those of new tokens. In the last layer only the
+        ``wanted`` rows attend.
+        """
         new = self._kv[:, start:end].unbind(2)
         keys_values = self._by_layer.narrow(3, 0, end).unbind(0)
         return [
             LayerColumns(
                 new[layer], keys_values[2 * layer], keys_values[2 * layer + 1],
-                None if links is None else partial(links.follow, layer)
+                None if links is None else partial(links.follow, layer), wanted if layer == len(new) - 1 else None
             ) for layer in range(len(new))
         ]
 
@@ -119,10 +132,12 @@ class EncodingColumns:
         columns: Of all rows; the contexts lie on the left.
         rows: Those that have none yet, (R, ).
         count: The tokens of a context.
+        is_last: Whether this is the last layer, where contexts only leave their keys and values.
     """
 
-    def __init__(self, columns: LayerColumns, rows: torch.Tensor, count: int) -> None:
+    def __init__(self, columns: LayerColumns, rows: torch.Tensor, count: int, is_last: bool) -> None:
         self._columns = columns
+        self._is_last = is_last
         self._rows = rows
         self._count = count
         # Its shape says how many tokens there are.
@@ -135,6 +150,8 @@ class EncodingColumns:
         queries, keys, values = encoded.transpose(1, 3).unbind(2)
         self._columns.keys[self._rows, :, :self._count] = keys
         self._columns.values[self._rows, :, :self._count] = values
+        if self._is_last:
+            return self._columns.attend(states[first:], mask)
         mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True).transpose(1, 2)
         return torch.cat([mixed.flatten(0, 1)[:, None], self._columns.attend(states[first:], mask)])
 

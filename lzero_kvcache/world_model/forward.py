@@ -137,7 +137,7 @@ class Forward:
             rows.append(F.pad(torch.cat(blocks)[-count:], (0, 0, short, 0)))
             timesteps = self._positions.of_encoded([step.timestep for step in steps], self._lossless)
             positions.append(np.pad(history_positions(timesteps, len(observed[0]))[-count:], (short, 0)))
-        model.append(batch, torch.stack(rows), np.stack(positions), counts)
+        model.append(batch, torch.stack(rows), np.stack(positions), counts, wanted=0)
 
     def append_latents(self, batch: ContextBatch, search: Search, numbers: Sequence[int]) -> None:
         """Append the latent states of nodes."""
@@ -146,15 +146,15 @@ class Forward:
             nodes = search.nodes
             first = self._positions.of_reset_latent(search.timesteps_of(numbers), nodes.depths[numbers])
             positions = first[:, None] + np.arange(self.model.num_observations_tokens)
-        self.model.append(batch, search.tensors.latents[self._on_device(numbers)], positions)
+        self.model.append(batch, search.tensors.latents[self._on_device(numbers)], positions, wanted=0)
 
     def append_raw(self, batch: ContextBatch, tables: Sequence[np.ndarray]) -> None:
         """Append the raw tokens of contexts of one length."""
-        self.model.append(batch, *self._slab.raw(np.stack(tables)))
+        self.model.append(batch, *self._slab.raw(np.stack(tables)), wanted=0)
 
     def append_steps(self, batch: ContextBatch, search: Search, numbers: Sequence[int]) -> None:
         """Append what leads to nodes, one token per row."""
-        self.model.append(batch, *self._steps(search, numbers))
+        self.model.append(batch, *self._steps(search, numbers), wanted=0)
 
     def preceding_tokens(
             self, tables: Sequence[np.ndarray], search: Search, numbers: Sequence[int]
@@ -246,10 +246,9 @@ class Forward:
             before, of_before = preceding.tokens
             tokens = torch.cat([before, tokens])
             of_actions = None if positions is None else np.concatenate([of_before, of_actions])
-        hidden = model.append(batch, tokens, of_actions)
+        hidden = model.append(batch, tokens, of_actions, wanted=len(actions))
         if preceding is not None:
             preceding.batch = batch.split(preceding.count)
-            hidden = hidden[preceding.count:]
         return model.predict_from_action(batch, hidden, positions)
 
 

@@ -32,9 +32,14 @@ def new_manager(
         memory=ContextMemory(
             token_bytes=FLOAT_BYTES * store.slab.shape.numbers_per_token,
             context_tokens=store.limit - 1,
-            # A context that is encoded again has all its tokens for itself.
-            node_tokens=store.limit - 1 if store.encodes_again else 1 + world_model.num_observations_tokens,
+            node_tokens=_tokens_of_a_node(store, 1 + world_model.num_observations_tokens),
             # Those of running episodes, collect and eval.
             held_contexts=2 * env_num if config.on_miss == 'rebuild' else 0,
         )
     )
+
+
+def _tokens_of_a_node(store: TokenStore, tokens_per_step: int) -> int:
+    # A context that is encoded again has all its tokens for itself, once the search goes on from it: from every other
+    # node, at the most.
+    return (store.limit - 1 + tokens_per_step) // 2 if store.encodes_again else tokens_per_step
