@@ -32,8 +32,8 @@ COMPOSITE = {f'aten::{name}' for name in (
 class Launches(Section):
     """Operations that start a kernel on a GPU, per simulation, counted by ``torch.profiler``.
 
-    The slope between searches of two lengths. They are the same on a CPU without packed weights, but for copies from
-    and to the host, which a CPU does not need.
+    The slope between searches of two lengths. They are the same on a CPU that computes products as a GPU does, but for
+    copies from and to the host, which a CPU does not need.
     """
     name = 'launches'
 
@@ -51,7 +51,7 @@ class Launches(Section):
     def _count(self, settings: Settings, model: str, kv_cache: Any, num_simulations: int) -> int:
         searcher = Searcher(**MODELS[model], kv_cache=kv_cache, env_num=settings.env_num,
                             num_simulations=num_simulations)
-        with without_packed_weights():
+        with products_of_a_gpu():
             for _ in range(until_the_window_is_full(MODELS[model]['context_length'])):
                 searcher.collect()
             with profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -78,13 +78,14 @@ class Launches(Section):
 
 
 @contextmanager
-def without_packed_weights() -> Iterator[None]:
-    """Let models that begin to search within the ``with`` block compute every product as a GPU does."""
-    smallest, linear.SMALLEST_PACKED = linear.SMALLEST_PACKED, float('inf')
+def products_of_a_gpu() -> Iterator[None]:
+    """Let models that begin to search within the ``with`` block call products as on a GPU: nothing is packed there."""
+    former = linear.SMALLEST_PACKED, linear.takes_gelu
+    linear.SMALLEST_PACKED, linear.takes_gelu = float('inf'), lambda weight: True
     try:
         yield
     finally:
-        linear.SMALLEST_PACKED = smallest
+        linear.SMALLEST_PACKED, linear.takes_gelu = former
 
 
 def launches(event: Any) -> int:

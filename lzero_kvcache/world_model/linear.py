@@ -70,6 +70,11 @@ def is_intel() -> bool:
     return 'GenuineIntel' in (cpuinfo.read_text() if cpuinfo.exists() else platform.processor())
 
 
+def takes_gelu(weight: torch.Tensor) -> bool:
+    """Whether a product takes the GELU that follows with it, in the approximation by tanh, as cuBLAS does."""
+    return weight.is_cuda
+
+
 class PlainLinear:
     """The product as PyTorch computes it. Arguments as ``linear``."""
 
@@ -78,8 +83,7 @@ class PlainLinear:
         self._transposed = weight.t()
         self._bias = bias
         self._gelu = gelu
-        # cuBLAS takes GELU with the product, in this approximation.
-        self._at_once = gelu == 'tanh' and bias is not None and weight.is_cuda
+        self._at_once = gelu == 'tanh' and bias is not None and takes_gelu(weight)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self._at_once:
