@@ -1,9 +1,11 @@
 """Whatever changes what a model computes is noticed: weights, hooks, modules and their attributes."""
 import logging
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from episodes import Episodes
@@ -14,6 +16,7 @@ from torch import nn
 from torch.nn.modules import module as all_modules
 
 from lzero_kvcache.world_model import structure
+from lzero_kvcache.world_model.model_watch import WEIGHTS_AT_ONCE
 
 # Everything that the stock code calls when it predicts.
 CALLED = [
@@ -210,6 +213,28 @@ def test_any_weight_that_is_written_to_within_a_search_is_noticed(name):
         context.add_action(env_id + 1, 5)
         expected = context.reward_and_next_token()['reward'][0]
         torch.testing.assert_close(node.reward[env_id], expected, atol=1e-4, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', ['transformer.blocks.0.attn.key.weight', 'head_rewards.head_module.2.weight'])
+def test_a_weight_that_is_written_to_within_a_search_by_numbers_is_noticed_soon(name):
+    model = build_model(kv_cache=kv_cache(), context_length=20)
+    world_model, episodes = model.world_model, Episodes(model)
+    for _ in range(3):
+        episodes.step([0, 1], 4)
+    inference = world_model.kv_cache_inference
+    search, generation = inference.search, inference.weights_generation
+    world_model.get_parameter(name).mul_(1.5)
+    episodes.weights_have_changed()
+    num_weights = len([*world_model.parameters(), *world_model.buffers()])
+    for _ in range(math.ceil(num_weights / WEIGHTS_AT_ONCE)):
+        outputs, _ = inference.expand(world_model, search, np.arange(2), torch.tensor([1, 2]), [1, 1])
+    assert inference.weights_generation == generation + 1
+    for env_id in range(2):
+        context = episodes.context_of(env_id)
+        context.add_action(env_id + 1, 5)
+        expected = context.reward_and_next_token()['reward'][0]
+        torch.testing.assert_close(outputs.reward[env_id, 0], expected, atol=1e-4, rtol=0)
 
 
 def built_in_inference_mode():
