@@ -61,12 +61,13 @@ class Quantity:
         return max(self.maxima(samples)[2:]) <= self.limit(samples)
 
 
-# What is left to chance: pieces that the allocator cannot join, the nodes of the last searches, which may be more or
-# fewer, and the largest figure of a window, which is a random one itself.
+# What is left to chance: pieces that the allocator cannot join, the nodes of the last searches and the pieces of their
+# tensors (five items a simulation), which may be more or fewer, and the largest figure of a window, which is a random
+# one itself.
 QUANTITIES = [
     Quantity('rest_rss_mb', 'memory of the process at rest, MiB', number=5),
     Quantity('rest_objects', 'Python objects at rest', number=1000),
-    Quantity('rest_items', 'items of containers at rest', number=200),
+    Quantity('rest_items', 'items of containers at rest', number=500),
     Quantity('slab_mb', 'slabs of the stores, MiB'),
     Quantity('most_live_tokens', 'live tokens', share=0.2),
     Quantity('most_entries', 'entries of the pools', share=0.2),
