@@ -27,7 +27,10 @@ FOR_OTHERS = {
     'torchvision': ('lzero', 'from torchvision'),
 }
 # Who brings what we import and do not name; see setup.cfg.
-BROUGHT = {'gym': 'DI-engine', 'gymnasium': 'lightzero', 'wandb': 'DI-engine', 'tensorboard': 'DI-toolkit'}
+BROUGHT = {
+    'gym': 'DI-engine', 'gymnasium': 'lightzero', 'wandb': 'DI-engine', 'tensorboard': 'DI-toolkit',
+    'pandas': 'DI-toolkit',
+}
 # Tools that are called, not imported, and where.
 CALLED = {'ruff': 'Makefile', 'pytest-timeout': 'pyproject.toml', 'pytest-xdist': 'Makefile'}
 PYTHONS = ('3.9', '3.10', '3.11')

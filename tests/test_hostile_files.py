@@ -7,9 +7,8 @@ import os
 import pickle
 import re
 import sys
-import tracemalloc
-import zlib
-from contextlib import contextmanager
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 from test_report import Page, write_run, write_trial
-from test_trace_files import COLLECT, FACTS, block_of, file_of, one_root, write
+from test_trace_files import COLLECT, FACTS, folder_of, memory_below, nodes_of, packed, write
 from test_trace_simulation import CARTPOLE, results_of, searches_of
 
 from lzero_kvcache.ab import trial as trial_module
@@ -39,28 +38,17 @@ from lzero_kvcache.report import write_report
 from lzero_kvcache.report.__main__ import main as report
 from lzero_kvcache.report.curves import cache_memory, hit_rate, learning_curve, throughput
 from lzero_kvcache.report.folder import Trial, read_run
-from lzero_kvcache.search.episode import NO_EPISODE
-from lzero_kvcache.trace import BELADY, Choice, Replay, TraceReader
+from lzero_kvcache.search.episode import CONTINUES
 from lzero_kvcache.trace.folder import check_folder, settings_of
-from lzero_kvcache.trace.format import (
-    BLOCK,
-    EXPANSION,
-    HEAD,
-    HEADER_BYTES,
-    MAGIC,
-    MANAGER,
-    ROOT_TYPE,
-    STRAYS,
-    ManagerFacts,
-    node_type,
-    pack_block,
-)
+from lzero_kvcache.trace.format import EXPANSION, STRAYS, ManagerFacts
 from lzero_kvcache.trace.limits import MOST_BYTES_OF_REPLAY, bytes_of_node
 from lzero_kvcache.trace.plot import plot_results
+from lzero_kvcache.trace.reader import TraceReader
+from lzero_kvcache.trace.replay import Replay
 from lzero_kvcache.untrusted import MOST_BYTES, MOST_LEVELS, printable, read_json
 
 ROOT = Path(__file__).parents[1]
-REAL = {path.stem: path.read_bytes() for path in (ROOT / 'tests' / 'traces').glob('*.trace')}
+REAL = sorted((ROOT / 'tests' / 'traces').iterdir())
 ESCAPES = '\x1b]0;owned\x07\x1b[2J\x1b[31mred\u202edetrevni\r\x00'
 DEEP = '[' * 100_000
 
@@ -103,117 +91,66 @@ def test_json_is_read_within_bounds(tmp_path):
 
 # Traces.
 
-def blocks_of(content):
-    """Kind, manager and payload of each block of a sound trace."""
-    place = len(MAGIC)
-    while place < len(content):
-        kind, manager, packed, _ = BLOCK.unpack_from(content, place)
-        place += HEADER_BYTES + packed
-        yield kind, manager, zlib.decompress(content[place - packed:place])
+@given(st.binary(max_size=2000))
+def test_random_bytes_are_no_trace(tmp_path_factory, content):
+    path = folder_of(tmp_path_factory.getbasetemp() / 'random', content)
+    with memory_below(2 ** 26), pytest.raises(ValueError, match=f'^{path}/000000.npz cannot be used: '):
+        list(TraceReader(path).searches())
+    (path / 'run.json').write_bytes(content)
+    with memory_below(2 ** 26), pytest.raises(ValueError, match=f'^{path}/run.json cannot be used: '):
+        TraceReader(path)
 
 
-@contextmanager
-def memory_below(limit):
-    tracemalloc.start()
-    try:
-        yield
-    finally:
-        peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert peak < limit
-
-
-def read_or_refused(path, content):
-    """What a reader makes of a file: its searches, or None where it refuses by a sentence that names the file."""
-    path.write_bytes(content)
-    try:
-        with memory_below(2 ** 26):
-            reader = TraceReader(path)
-            return reader, list(reader.searches())
-    except ValueError as error:
-        assert str(path) in str(error)
-        return None
-
-
-@given(st.binary(max_size=2000), st.booleans())
-def test_random_bytes_are_no_trace(tmp_path_factory, content, with_magic):
-    assert read_or_refused(tmp_path_factory.getbasetemp() / 'random', MAGIC * with_magic + content) is None
-
-
-@given(st.sampled_from(sorted(REAL)), st.data())
+@given(st.sampled_from(REAL), st.data())
 @settings(max_examples=40)
-def test_a_real_trace_with_flipped_bytes_or_cut_off_is_refused_or_read(tmp_path_factory, name, data):
-    path, content = tmp_path_factory.getbasetemp() / 'flipped', bytearray(REAL[name])
-    cut = data.draw(st.integers(0, len(content)))
-    for _ in range(data.draw(st.integers(0, 3))):
-        content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
-    read_or_refused(path, bytes(content[:cut]))
+def test_a_real_trace_with_flipped_bytes_or_cut_off_is_refused_or_simulated(tmp_path_factory, real, data):
+    path = tmp_path_factory.getbasetemp() / 'flipped'
+    path.mkdir(exist_ok=True)
+    names = sorted(file.name for file in real.iterdir())
+    for name in names:
+        content = bytearray((real / name).read_bytes())
+        if name == data.draw(st.sampled_from(names)):
+            for _ in range(data.draw(st.integers(0, 3))):
+                content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+            content = content[:data.draw(st.integers(0, len(content)))]
+        (path / name).write_bytes(content)
+    with memory_below(2 ** 26), suppress(ValueError):
+        list(TraceReader(path).searches())
     result = CliRunner().invoke(main, ['simulate', str(path), '--strategies', 'none of these'])
     assert result.exit_code == 1 and result.output.startswith('Error: ') and result.output.count('\n') == 1
 
 
-@given(st.sampled_from(sorted(REAL)), st.data())
-@settings(max_examples=40)
-def test_a_real_trace_with_false_numbers_is_refused_or_replayed(tmp_path_factory, name, data):
-    blocks = list(blocks_of(REAL[name]))
-    place = data.draw(st.integers(0, len(blocks) - 1))
-    kind, manager, payload = blocks[place]
-    payload = bytearray(payload)
-    for _ in range(data.draw(st.integers(1, 5))):
-        payload[data.draw(st.integers(0, len(payload) - 1))] = data.draw(st.integers(0, 255))
-    blocks[place] = kind, manager, bytes(payload)
-    read = read_or_refused(
-        tmp_path_factory.getbasetemp() / 'false', MAGIC + b''.join(pack_block(*block) for block in blocks)
-    )
-    if read is None:
-        return
-    reader, searches = read
-    for choice in (Choice('tree'), BELADY):
-        replay = Replay(reader.managers[0], choice, 20)
-        for search in searches[:2]:
-            replay.run(search)
-
-
-def search_of(parents, events, *blocks, **facts):
-    """A file of one search below one root, and what follows."""
-    nodes = np.zeros(1 + len(parents), dtype=node_type(3))
-    nodes['parents'] = [-1, *parents]
-    return file_of(block_of([(COLLECT, 1), *events], one_root(), nodes), *blocks, facts=dict(FACTS, **facts))
-
-
-def chain(length, **facts):
+def chain(path, length, **facts):
     """A search whose every node goes on from the one before: the contexts are as long as the window lets them be."""
-    return search_of(range(length), [(EXPANSION, 1)] * length, **facts)
+    root = nodes_of(1, env_ids=0, beginnings=CONTINUES)
+    steps = [(COLLECT, root), *((EXPANSION, nodes_of(1, parent)) for parent in range(length))]
+    return write(path, steps, per_block=len(steps), **facts)
 
 
-def family(children):
+def family(path):
     """A search all of whose nodes have one parent, which 'tree' would compare with each other."""
-    return search_of([0] * children, [(EXPANSION, children)], block_of([(COLLECT, 0)]))
+    return write(path, [(COLLECT, nodes_of(1)), (EXPANSION, nodes_of(10_000, 0))])
 
 
-def lasting_roots(searches, rows):
+def lasting_roots(path):
     """Roots that no init pool would ever evict."""
-    nodes = np.zeros(rows, dtype=node_type(3))
-    nodes['parents'] = -1
-    block = block_of([(COLLECT, rows)], np.zeros(rows, dtype=ROOT_TYPE), nodes)
-    return file_of(*[block] * searches, facts=dict(FACTS, init_size=2 ** 31, context_length=2 ** 15))
+    roots = nodes_of(1500, env_ids=0, beginnings=CONTINUES)
+    return write(path, [(COLLECT, roots)] * 3, init_size=2 ** 31, context_length=2 ** 15)
 
 
-def many_managers(**facts):
-    given = json.dumps(dict(FACTS, **facts)).encode()
-    return MAGIC + pack_block(HEAD, 0, b'{}') + b''.join(pack_block(MANAGER, number, given) for number in range(64))
+def many_managers(path):
+    facts = dict(FACTS, env_num=4096, context_length=2 ** 15)
+    return folder_of(path, run=dict(options={}, managers=[facts] * 64, blocks=0))
 
 
-@pytest.mark.parametrize('content', [
-    chain(5000, context_length=2 ** 15), family(10_000), lasting_roots(3, 1500),
-    many_managers(env_num=4096, context_length=2 ** 15),
+@pytest.mark.parametrize('make', [
+    partial(chain, length=5000, context_length=2 ** 15), family, lasting_roots, many_managers
 ], ids=['long contexts', 'many siblings', 'roots that stay', 'managers'])
-def test_what_a_replay_could_not_hold_is_refused_before_it_begins(content, tmp_path):
-    assert len(content) < 100_000
-    (tmp_path / 'trace').write_bytes(content)
+def test_what_a_replay_could_not_hold_is_refused_before_it_begins(make, tmp_path):
+    assert sum(file.stat().st_size for file in make(tmp_path / 'trace').iterdir()) < 100_000
     result = CliRunner().invoke(main, ['simulate', str(tmp_path / 'trace'), '--jobs', '1'])
     assert result.exit_code == 1
-    assert re.match(r'Error: .*trace is damaged .*: a replay would take more than 1 GiB of memory', result.output)
+    assert re.match(r'Error: .*trace/.* cannot be used: a replay would take more than 1 GiB of memory', result.output)
     assert not (tmp_path / 'trace_simulated').exists()
 
 
@@ -227,35 +164,22 @@ def test_a_replay_takes_no_more_than_it_is_reckoned_to(tmp_path):
         dict(), dict(context_length=200), dict(context_length=200, num_observations_tokens=60),
         dict(context_length=64, window='rebuild'),
     )):
-        path = tmp_path / f'trace{number}'
-        path.write_bytes(chain(1000, **facts))
-        reader = TraceReader(path)
+        reader = TraceReader(chain(tmp_path / f'trace{number}', 1000, **facts))
         (search, ) = reader.searches()
-        for choice in (Choice('lru'), Choice('tree')):
-            replay = Replay(reader.managers[0], choice, 2 ** 31)
+        for strategy in ('lru', 'tree'):
+            replay = Replay(reader.managers[0], strategy, 2 ** 31)
             with memory_below(1000 * bytes_of_node(reader.managers[0]) + 2 ** 18):
                 replay.run(search)
 
 
 def test_a_block_of_nothing_but_searches_is_read_one_by_one(tmp_path):
-    (tmp_path / 'trace').write_bytes(file_of(block_of([(COLLECT, 0)] * 10_000)))
-    with memory_below(2 ** 20):
+    folder_of(tmp_path / 'trace', packed([(COLLECT, 0)] * 10_000))
+    with memory_below(MOST_BYTES + 2 ** 20):
         assert sum(1 for _ in TraceReader(tmp_path / 'trace').searches()) == 10_000
 
 
-def test_the_strategy_that_a_trace_names_is_never_looked_up(tmp_path):
-    for name in ('os.system', 'antigravity', '../../strategy'):
-        (tmp_path / 'trace').write_bytes(chain(4, strategy=name))
-        reader = TraceReader(tmp_path / 'trace')
-        for search in reader.searches():
-            Replay(reader.managers[0], Choice('priority:predicted_value'), 3).run(search)
-        assert 'antigravity' not in sys.modules
-
-
 def test_a_search_of_strays_alone_is_simulated(tmp_path):
-    roots, nodes = np.zeros(3, dtype=ROOT_TYPE), np.zeros(3, dtype=node_type(3))
-    roots['env_id'], roots['beginning'], nodes['parents'] = -1, NO_EPISODE, -1
-    (tmp_path / 'trace').write_bytes(file_of(block_of([(COLLECT, 0), (STRAYS, 3)], roots, nodes)))
+    write(tmp_path / 'trace', [(COLLECT, nodes_of(0)), (STRAYS, nodes_of(3))])
     result = CliRunner().invoke(main, ['simulate', str(tmp_path / 'trace'), '--jobs', '1', '--sizes', '50%'])
     assert result.exit_code == 0
     assert 'any size and strategy will do' in (tmp_path / 'trace_simulated/recommendation.txt').read_text()
@@ -264,13 +188,13 @@ def test_a_search_of_strays_alone_is_simulated(tmp_path):
 @pytest.mark.parametrize('config', [
     ESCAPES, '$x^{$', r'\input{/etc/passwd} $\write18{true}$', '\ud800', '\n' * 2000, dict(a=[None]), 'x' * 60_000,
 ], ids=range(7))
-def test_the_head_of_a_trace_is_only_text_in_the_plot(config, tmp_path, monkeypatch):
+def test_the_options_of_a_trace_are_only_text_in_the_plot(config, tmp_path, monkeypatch):
     from matplotlib import rcParams
 
     path = tmp_path / 'trace'
     write(path, searches_of([(0, 1), (2, 3)]))
     results = results_of(path, ['lru'], [0.5])
-    results.survey.reader.head['config'] = config
+    results.survey.reader.options['config'] = config
     # As a matplotlibrc in the working directory may have it. There need be no LaTeX.
     monkeypatch.setitem(rcParams, 'text.usetex', True)
     plot_results(results, tmp_path / 'plot.png')
@@ -278,11 +202,10 @@ def test_the_head_of_a_trace_is_only_text_in_the_plot(config, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize('text', [
-    DEEP, '{"trace": 1, "sha256": "", "strategies": [], "sizes": []}',
-    '{"trace": "t", "sha256": "", "strategies": 5, "sizes": []}',
-    '{"trace": "t", "sha256": "", "strategies": [], "sizes": ["a"]}',
-    json.dumps(dict(trace=ESCAPES, sha256='', strategies=[ESCAPES], sizes=[1.0])),
-], ids=['deep', 'no path', 'no list', 'no numbers', 'escapes'])
+    DEEP, '{"trace": 1, "sha256": "", "strategies": "lru", "sizes": "5%"}',
+    '{"trace": "t", "sha256": "", "strategies": [], "sizes": "5%"}', '{"trace": "t"}',
+    json.dumps(dict(trace=ESCAPES, sha256='{trace.__class__}', strategies=ESCAPES, sizes='{sizes}')),
+], ids=['deep', 'no path', 'a list', 'too little', 'escapes'])
 def test_a_folder_of_results_from_elsewhere_is_refused_by_a_sentence(text, tmp_path):
     path, out = tmp_path / 'trace', tmp_path / 'out'
     write(path, searches_of([(0, 1)]))
@@ -299,8 +222,8 @@ def test_results_are_not_written_through_links(tmp_path):
     write(path, searches_of([(0, 1)]))
     out.mkdir()
     mine.write_text('mine')
-    settings = settings_of(path, [Choice('lru')], [0.25])
-    (out / 'simulation.json').write_text(json.dumps(vars(settings)))
+    settings = settings_of(path, ['lru'], [0.25])
+    (out / 'simulation.json').write_text(json.dumps(settings))
     for name in ('results.csv', 'recommendation.txt', 'hit_rate.png'):
         (out / name).symlink_to(mine)
     check_folder(out, settings)
@@ -315,7 +238,7 @@ def test_strange_names_of_traces_end_in_a_sentence(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ['simulate', name, '--jobs', '1'])
     assert result.exit_code == 1 and isinstance(result.exception, SystemExit), result.output
-    assert re.fullmatch(r'Error: .*(Is a directory|No such file or directory).*\n', result.output)
+    assert re.fullmatch(r'Error: .*(is no trace of lzero-kvcache|No such file or directory).*\n', result.output)
 
 
 # A/B folders.

@@ -13,9 +13,11 @@ from test_trace_files import FACTS
 
 from lzero_kvcache.eviction.search_nodes import SearchNodes
 from lzero_kvcache.search.episode import CONTINUES, NO_EPISODE
-from lzero_kvcache.trace import Choice, Replay, TraceReader, chosen_strategies
+from lzero_kvcache.trace.choices import as_configured, chosen_strategies
 from lzero_kvcache.trace.format import DROP, EXPANSION, STRAYS, ManagerFacts
+from lzero_kvcache.trace.reader import TraceReader
 from lzero_kvcache.trace.recorder import SearchRecorder, record_searches
+from lzero_kvcache.trace.replay import TAKEN, Replay
 from lzero_kvcache.trace.writer import TraceWriter
 
 NUM_SIMULATIONS = 12
@@ -86,15 +88,15 @@ def counts_of(replayed):
 
 
 def column(search, name):
-    return np.concatenate([nodes[name] for _, _, nodes in search.steps])
+    return np.concatenate([nodes[name] for _, nodes in search.steps])
 
 
-def replayed(path, choice, recur_size):
+def replayed(path, strategy, recur_size):
     reader = TraceReader(path)
     replays = {}
     for each in reader.searches():
         if each.manager not in replays:
-            replays[each.manager] = Replay(reader.managers[each.manager], choice, recur_size)
+            replays[each.manager] = Replay(reader.managers[each.manager], strategy, recur_size)
         replays[each.manager].run(each)
     assert reader.is_complete
     return replays
@@ -111,9 +113,6 @@ MODELS = [
     dict(rotary=True), dict(window='rebuild'), dict(on_miss='reset'), dict(actions='continuous'),
     dict(tokens=2, context_length=11), dict(randomise=False),
 ]
-CHOICES = chosen_strategies(['all'])
-
-
 @pytest.fixture(scope='module')
 def plain(tmp_path_factory):
     """A trace of the plain model, and its expansions."""
@@ -122,12 +121,12 @@ def plain(tmp_path_factory):
 
 
 @pytest.mark.parametrize('recur_size', [4, 15])
-@pytest.mark.parametrize('choice', CHOICES, ids=lambda choice: choice.name)
-def test_a_replay_counts_what_the_real_pools_count(plain, choice, recur_size):
+@pytest.mark.parametrize('strategy', chosen_strategies(['all']))
+def test_a_replay_counts_what_the_real_pools_count(plain, strategy, recur_size):
     path, expansions = plain
-    real = build(choice.strategy, recur_size)
+    real = build(as_configured(strategy), recur_size)
     play(real, expansions)
-    (simulated, ) = replayed(path, choice, recur_size).values()
+    (simulated, ) = replayed(path, strategy, recur_size).values()
     assert counts_of(simulated) == real_counts(real)
     assert recur_size > 4 or simulated.manager.recur_pool.stats.misses and simulated.counts['collect'].rebuilds.tokens
 
@@ -137,21 +136,21 @@ def test_a_replay_counts_what_the_real_pools_count(plain, choice, recur_size):
     ('priority:predicted_value', MODELS[2])
 ], ids=str)
 def test_a_replay_counts_what_the_recorded_run_has_counted(name, config, tmp_path):
-    real = build(Choice(name).strategy, 6, **config)
+    real = build(as_configured(name), 6, **config)
     with record_searches(TraceWriter(tmp_path / 'trace', {})):
         play(real)
-    (simulated, ) = replayed(tmp_path / 'trace', Choice(name), 6).values()
+    (simulated, ) = replayed(tmp_path / 'trace', name, 6).values()
     assert counts_of(simulated) == real_counts(real)
     assert simulated.manager.recur_pool.stats.misses
 
 
 @pytest.mark.parametrize('name', ['fifo', 'tree', 'priority:predicted_reward'])
 def test_a_replay_counts_what_reanalysis_has_counted(name, tmp_path):
-    real = build(Choice(name).strategy, 40)
+    real = build(as_configured(name), 40)
     with record_searches(TraceWriter(tmp_path / 'trace', {})):
         root, timesteps = begin_reanalysis(real)
         search(real, root, [np.array(step) for step in timesteps], NUM_SIMULATIONS)
-    (simulated, ) = replayed(tmp_path / 'trace', Choice(name), 40).values()
+    (simulated, ) = replayed(tmp_path / 'trace', name, 40).values()
     assert list(simulated.counts) == ['reanalyze']
     assert counts_of(simulated) == real_counts(real)
     assert simulated.manager.recur_pool.stats.misses
@@ -172,7 +171,7 @@ def test_a_state_that_the_search_has_not_got_from_the_model_is_recorded(tmp_path
     real = build('lru', 2)
     play(real, expansions, steps=1)
     expand(real)
-    (simulated, ) = replayed(tmp_path / 'trace', Choice('lru'), 2).values()
+    (simulated, ) = replayed(tmp_path / 'trace', 'lru', 2).values()
     assert counts_of(simulated) == real_counts(real)
 
 
@@ -180,15 +179,12 @@ def test_lengths_and_depths_are_those_of_the_replay(plain):
     reader = TraceReader(plain[0])
     simulated = None
     for each in reader.searches():
-        simulated = simulated or Replay(reader.managers[0], Choice('lru'), 5)
+        simulated = simulated or Replay(reader.managers[0], 'lru', 5)
         simulated.run(each)
-        _, roots, _ = each.steps[0]
+        _, roots = each.steps[0]
         running = simulated.search
         assert [len(context) for context in running.contexts[:len(roots)]] == roots['tokens'].tolist()
-        depth = {-1: -1}
-        for number, parent in enumerate(column(each, 'parents').tolist()):
-            depth[number] = depth[parent] + 1
-            assert running.nodes.depths[number] == depth[number]
+        assert running.nodes.depths[:each.num_nodes].tolist() == column(each, 'depths').tolist()
 
 
 @pytest.mark.parametrize('samples_actions', [False, True])
@@ -223,21 +219,21 @@ def test_the_columns_of_a_search_are_read_as_they_were(samples_actions, tmp_path
     writer.close()
     read = list(TraceReader(tmp_path / 'trace').searches())
     # The drop between a search's beginning and its roots is one before it.
-    assert [[kind for kind, _, _ in each.steps] for each in read] == [
+    assert [[kind for kind, _ in each.steps] for each in read] == [
         [0, STRAYS, EXPANSION, DROP], [0, STRAYS, EXPANSION], [0, STRAYS, EXPANSION]
     ]
     for each, nodes in zip(read, searches):
         rebuilt, own = SearchNodes(3, samples_actions), slice(0, each.num_nodes)
-        for kind, roots, records in each.steps:
+        for kind, records in each.steps:
             if kind <= STRAYS and len(records):
-                rebuilt.add_roots(records['value_bins'], records['policies'], roots['depth'])
+                rebuilt.add_roots(records['value_bins'], records['policies'], records['depths'])
             elif kind == EXPANSION:
-                rebuilt.add(*(records[name] for name in records.dtype.names))
+                rebuilt.add(*(records[name] for name in TAKEN))
         for name in ('parents', 'trees', 'depths', 'actions', 'reward_bins', 'value_bins'):
             assert (getattr(rebuilt, name)[own] == getattr(nodes, name)[own]).all(), name
         assert (rebuilt.priors(own) == nodes.priors(own)).all()
     assert [each.num_nodes for each in read] == [5, 5, 3]
-    assert read[0].steps[0][1].tolist() == [(1, CONTINUES, 5, 0), (-1, NO_EPISODE, 0, 0)]
+    assert read[0].steps[0][1][['env_ids', 'beginnings', 'tokens']].tolist() == [(1, CONTINUES, 5), (-1, NO_EPISODE, 0)]
 
 
 def test_what_is_asked_for_does_not_depend_on_the_pools_of_the_run(plain, tmp_path):
@@ -245,8 +241,8 @@ def test_what_is_asked_for_does_not_depend_on_the_pools_of_the_run(plain, tmp_pa
     with record_searches(TraceWriter(tmp_path / 'trace', {})):
         play(small, plain[1])
     for large, of_small in zip(TraceReader(plain[0]).searches(), TraceReader(tmp_path / 'trace').searches()):
-        assert [(kind, len(nodes)) for kind, _, nodes in large.steps] == [
-            (kind, len(nodes)) for kind, _, nodes in of_small.steps
+        assert [(kind, len(nodes)) for kind, nodes in large.steps] == [
+            (kind, len(nodes)) for kind, nodes in of_small.steps
         ]
         assert (column(large, 'parents') == column(of_small, 'parents')).all()
         assert np.allclose(column(large, 'value_bins'), column(of_small, 'value_bins'), atol=1e-3)
@@ -278,7 +274,19 @@ def test_an_interrupted_run_keeps_what_it_did(tmp_path):
     assert reader.is_complete
 
 
-def test_a_run_without_a_search_leaves_no_file(tmp_path):
+def test_a_large_search_is_written_block_by_block(plain, tmp_path, monkeypatch):
+    monkeypatch.setattr('lzero_kvcache.trace.recorder.BLOCK_BYTES', 300)
+    with record_searches(TraceWriter(tmp_path / 'trace', {})):
+        play(build('fifo', 1000), plain[1])
+    assert len(list((tmp_path / 'trace').glob('*.npz'))) > 2 * STEPS
+    searches = [[*TraceReader(path).searches()] for path in (plain[0], tmp_path / 'trace')]
+    for whole, parts in zip(*searches):
+        assert [(kind, nodes.tobytes()) for kind, nodes in whole.steps] == [
+            (kind, nodes.tobytes()) for kind, nodes in parts.steps
+        ]
+
+
+def test_a_run_without_a_search_leaves_no_trace(tmp_path):
     with record_searches(TraceWriter(tmp_path / 'trace', {})):
         pass
     assert not list(tmp_path.iterdir())
@@ -288,7 +296,7 @@ def test_a_disk_that_is_full_from_the_beginning_is_refused(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10, limits[1]))
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match='File too large'):
             TraceWriter(tmp_path / 'trace', {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -303,14 +311,16 @@ def test_a_full_disk_ends_the_trace_and_not_the_run(tmp_path, caplog):
         with record_searches(writer):
             play(model, steps=1)
             model.world_model.kv_cache_inference.observer.flush()
-            # What the system says of a file that must not grow; Python ignores the signal that comes with it.
-            resource.setrlimit(resource.RLIMIT_FSIZE, (writer.bytes_written + 100, limits[1]))
             play(model, steps=2)
+            # What the system says of a file that must not grow; Python ignores the signal that comes with it.
+            resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
             model.world_model.kv_cache_inference.observer.flush()
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
             play(model, steps=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert writer.error is not None and 'The trace ends here, the run goes on' in caplog.text
+    assert f"{tmp_path / 'trace' / '000001.npz'} cannot be written: File too large" == writer.error
+    assert f'The trace ends here, the run goes on: {writer.error}' in caplog.text
     reader = TraceReader(tmp_path / 'trace')
     assert len(list(reader.searches())) == writer.searches == 1
     assert not reader.is_complete

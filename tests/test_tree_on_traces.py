@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from lzero_kvcache.trace import BELADY, chosen_strategies
+from lzero_kvcache.trace.choices import BELADY, chosen_strategies
 from lzero_kvcache.trace.simulation import jobs_of, simulate
 
 TRACES = {
@@ -22,7 +22,7 @@ GOALS = {0.1: 0.75, 0.25: 0.9}
 def totals(trace):
     path = Path(__file__).parent / 'traces' / f'{trace}.trace'
     outcomes = simulate(path, jobs_of(chosen_strategies(['all']), list(GOALS)), workers=1)
-    return {(outcome.job.choice.name, outcome.job.share): outcome.total for outcome in outcomes}
+    return {(outcome.strategy, outcome.share): outcome.total for outcome in outcomes}
 
 
 def hit_rate(trace, strategy, share):
@@ -32,12 +32,12 @@ def hit_rate(trace, strategy, share):
 @pytest.mark.parametrize('share', GOALS)
 @pytest.mark.parametrize('trace', TRACES)
 def test_the_share_of_beladys_hits(trace, share):
-    assert hit_rate(trace, 'tree', share) >= GOALS[share] * hit_rate(trace, BELADY.name, share)
+    assert hit_rate(trace, 'tree', share) >= GOALS[share] * hit_rate(trace, BELADY, share)
 
 
 @pytest.mark.parametrize('trace, share', [('cartpole', 0.1), ('cartpole', 0.25), ('pendulum', 0.1)])
 def test_the_most_hits_and_the_fewest_tokens_of_all(trace, share):
-    others = {name for name, _ in totals(trace)} - {'tree', BELADY.name}
+    others = {name for name, _ in totals(trace)} - {'tree', BELADY}
     assert len(others) > 8
     for name in others:
         assert hit_rate(trace, 'tree', share) > hit_rate(trace, name, share)

@@ -1,3 +1,4 @@
+import json
 from concurrent.futures import BrokenExecutor
 from difflib import get_close_matches
 from importlib import import_module
@@ -27,7 +28,7 @@ def simulate(
     """
     What would other strategies and pool sizes have done? Replays a trace through the real pools, without a model.
 
-    TRACE is a file that 'lzero-kvcache trace' has written. Nothing in it is executed.
+    TRACE is a folder that 'lzero-kvcache trace' has written. Nothing in it is executed.
     """
     from ..eviction import EvictionStrategyError
     from ..files import DiskFullError, disk_full_named
@@ -92,7 +93,7 @@ def _sentence(error: Exception) -> str:
 def _nearest(path: Path) -> str:
     if path.exists() or not path.parent.is_dir():
         return ''
-    nearest = get_close_matches(path.name, [other.name for other in path.parent.iterdir() if other.is_file()], n=1)
+    nearest = get_close_matches(path.name, [other.name for other in path.parent.iterdir() if other.is_dir()], n=1)
     return f'; did you mean {path.with_name(nearest[0])}?' if nearest else ''
 
 
@@ -104,7 +105,7 @@ def _show_survey(screen: Any, seen: Any) -> None:
         markup=False, highlight=False, soft_wrap=True
     )
     if not seen.reader.is_complete:
-        screen.print('The file was cut off, perhaps because the run was killed: what is there is whole, and is used.')
+        screen.print('The trace was cut off, perhaps because the run was killed: what is there is whole, and is used.')
 
 
 def _replay(screen: Any, trace: Path, replays: list, jobs: Optional[int], modules: tuple, outcomes: list) -> bool:
@@ -114,17 +115,13 @@ def _replay(screen: Any, trace: Path, replays: list, jobs: Optional[int], module
     from ..ab.machine_limits import cores
     from ..trace.simulation import simulate
 
-    columns = (
-        TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(),
-        TextColumn('{task.fields[speed]}'), TimeElapsedColumn()
-    )
+    columns = TextColumn('{task.description}'), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=screen) as progress:
-        task = progress.add_task('replays', total=len(replays), speed='')
+        task = progress.add_task('replays', total=len(replays))
         try:
             for outcome in simulate(trace, replays, jobs or cores(), modules):
                 outcomes.append(outcome)
-                speed = sum(each.operations for each in outcomes) / sum(each.seconds for each in outcomes)
-                progress.update(task, advance=1, speed=f'{60 * speed / 1e6:.1f} M ops/min per process')
+                progress.advance(task)
         except KeyboardInterrupt:
             return True
     return False
@@ -132,10 +129,10 @@ def _replay(screen: Any, trace: Path, replays: list, jobs: Optional[int], module
 
 def _report(screen: Any, seen: Any, outcomes: list, wanted: int, out: Path, settings: Any) -> None:
     from ..files import write_atomically
-    from ..trace.folder import write_settings
+    from ..trace.folder import RECORD
     from ..trace.results import Results, hit_rates_table, pools_table, recommendation, write_csv
 
-    unlimited = next((outcome for outcome in outcomes if outcome.job.share is None), None)
+    unlimited = next((outcome for outcome in outcomes if outcome.share is None), None)
     if unlimited is None or len(outcomes) < 2:
         screen.print('Interrupted before the first results.')
         return
@@ -149,7 +146,7 @@ def _report(screen: Any, seen: Any, outcomes: list, wanted: int, out: Path, sett
     if len(outcomes) < wanted:
         text = f'Interrupted after {len(outcomes)} of {wanted} replays; what follows is of these alone.\n\n{text}'
     screen.print(f'\n{text}\n', markup=False, highlight=False, soft_wrap=True)
-    write_settings(out, settings)
+    write_atomically(out / RECORD, json.dumps(settings, indent=2))
     write_atomically(out / 'recommendation.txt', f'{text}\n')
     write_csv(results, out / 'results.csv')
     written = ['results.csv', 'recommendation.txt']

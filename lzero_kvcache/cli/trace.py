@@ -7,8 +7,8 @@ import click
 from .run import RunFailed, run
 
 OUT = click.Option(
-    ('--out', ), required=True, type=click.Path(path_type=Path, dir_okay=False),
-    help='The trace, a file that is not there yet, e.g. cartpole.trace.'
+    ('--out', ), required=True, type=click.Path(path_type=Path),
+    help='The trace, a folder that is not there yet, e.g. cartpole.trace.'
 )
 
 
@@ -22,6 +22,7 @@ def record(out: Path, **options: Any) -> None:
     if options['cpu']:
         # Before PyTorch looks for one, which happens when LightZero is imported.
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
+    from ..files import DiskFullError
     from ..output import loading
 
     with loading('LightZero'):
@@ -32,7 +33,9 @@ def record(out: Path, **options: Any) -> None:
         out.parent.mkdir(parents=True, exist_ok=True)
         writer = TraceWriter(out, given)
     except FileExistsError as error:
-        raise click.ClickException(f'{out} is there already: choose another file') from error
+        raise click.ClickException(f'{out} is there already: choose another --out') from error
+    except DiskFullError as error:
+        raise click.ClickException(str(error)) from error
     except OSError as error:
         raise click.ClickException(f'{out} cannot be written: {error.strerror}') from error
     began = True
@@ -47,7 +50,7 @@ def record(out: Path, **options: Any) -> None:
         if began:
             click.echo(_what_is_there(writer))
     if writer.error is not None:
-        raise click.ClickException(f'the trace ends early: {out} could not be written: {writer.error.strerror}')
+        raise click.ClickException(f'the trace ends early: {writer.error}')
 
 
 def _what_is_there(writer: Any) -> str:

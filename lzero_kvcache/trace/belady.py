@@ -1,5 +1,6 @@
 from bisect import bisect_right
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from heapq import heappop, heappush
 from typing import Any
 
@@ -9,21 +10,15 @@ from ..pool import KVCachePool
 NEVER = float('inf')
 
 
+@dataclass
 class Future:
-    """When each key of a pool will be asked for. Its owner counts ``now`` on."""
-
-    def __init__(self) -> None:
-        self.now = 0
-        self._uses: Mapping[Hashable, Sequence[int]] = {}
-
-    def begin(self, uses: Mapping[Hashable, Sequence[int]]) -> None:
-        """A new future: by key, the times at which it is asked for, rising."""
-        self.now = 0
-        self._uses = uses
+    """When each key of a pool will be asked for: rising times, of which its owner counts ``now`` on."""
+    uses: Mapping[Hashable, Sequence[int]] = field(default_factory=dict)
+    now: int = 0
 
     def next_use(self, key: Hashable) -> float:
         """The first time after ``now`` at which a key is asked for; infinity: never."""
-        uses = self._uses.get(key, ())
+        uses = self.uses.get(key, ())
         place = bisect_right(uses, self.now)
         return uses[place] if place < len(uses) else NEVER
 

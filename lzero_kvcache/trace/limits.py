@@ -1,72 +1,60 @@
-"""
-What a replay keeps in memory, so that a file which claims more is refused before it costs that much.
+"""What a replay keeps in memory, so that a trace which claims more is refused before it costs that much."""
+from collections import Counter
+from collections.abc import Sequence
 
-A few bytes of a packed block can hold millions of events, and each node of a chain a context of thousands of tokens.
-The sizes are measured (CPython 3.11) and rounded up.
-"""
-import numpy as np
-
-from ..search.episode import NO_EPISODE
-from .format import PHASES, ManagerFacts
+from .format import EXPANSION, PHASES, ManagerFacts
 
 # A search of 2,816 roots and 100 simulations, as the widest reanalysis has, takes half of it.
 MOST_BYTES_OF_REPLAY = 2 ** 30
+# Measured (CPython 3.11) and rounded up. A context has a table of its tokens, of which some are its own.
 BYTES_OF_POOL = 4000
-BYTES_OF_NODE = 640
-BYTES_OF_ACTION = 32
-BYTES_OF_TOKEN = 8
-BYTES_OF_NEW_TOKEN = 120
+BYTES_OF_NODE, BYTES_OF_ACTION, BYTES_OF_TOKEN, BYTES_OF_OWN_TOKEN = 640, 32, 8, 120
 # Strategy 'tree' compares the children of a node with each other.
 BYTES_OF_SIBLINGS = 128
 
 
-def bytes_of_context(facts: ManagerFacts) -> int:
-    """What a context takes that goes on from another one."""
-    # Past its end a context that is encoded again shares no token.
-    step = facts.context_length if facts.window == 'rebuild' else 1 + facts.num_observations_tokens
-    return BYTES_OF_TOKEN * facts.context_length + BYTES_OF_NEW_TOKEN * min(step, facts.context_length)
-
-
 def bytes_of_node(facts: ManagerFacts) -> int:
-    """What a node takes, in a search or in an init pool."""
-    return BYTES_OF_NODE + BYTES_OF_ACTION * facts.num_actions + bytes_of_context(facts)
+    """What a node and its context take, in a search or in an init pool."""
+    # Past its end a context that is encoded again shares no token.
+    own = facts.context_length if facts.window == 'rebuild' else 1 + facts.num_observations_tokens
+    context = BYTES_OF_TOKEN * facts.context_length + BYTES_OF_OWN_TOKEN * min(own, facts.context_length)
+    return BYTES_OF_NODE + BYTES_OF_ACTION * facts.num_actions + context
 
 
 class ReplayMemory:
-    """The memory of a replay of everything that has been read so far; a ValueError once it is too much."""
+    """What a replay of all that has been read so far takes; a ValueError once it is too much."""
 
-    def __init__(self) -> None:
-        self._facts: list[ManagerFacts] = []
-        self._roots: list[np.ndarray] = []
-        self._parts: dict[tuple[int, str], int] = {}
+    def __init__(self, managers: Sequence[ManagerFacts]) -> None:
+        self._of_node = [bytes_of_node(facts) for facts in managers]
+        self._free_roots = [facts.env_num * facts.init_size for facts in managers]
+        self._search, self._largest = [0] * len(managers), [0] * len(managers)
+        self._children = [Counter() for _ in managers]
+        # With the last root of each episode.
+        pools = [facts.env_num * (BYTES_OF_POOL + len(PHASES) * bytes_of_node(facts)) for facts in managers]
         self._needed = 0
+        self._take(sum(pools))
 
-    def add_manager(self, facts: ManagerFacts) -> None:
-        """Another manager, with its pools and the last root of each episode."""
-        self._facts.append(facts)
-        self._roots.append(np.zeros(facts.env_num, dtype=np.int64))
-        needed = facts.env_num * (BYTES_OF_POOL + len(PHASES) * bytes_of_context(facts))
-        self._take(len(self._facts) - 1, 'pools', needed)
+    def add(self, manager: int, kind: int, parents: Sequence[int]) -> None:
+        """Another event, with nodes of these parents."""
+        of_node, children = self._of_node[manager], self._children[manager]
+        if kind < len(PHASES):
+            # Roots stay in their init pools, as long as these have room.
+            kept = min(len(parents), self._free_roots[manager])
+            self._free_roots[manager] -= kept
+            self._take(kept * of_node)
+            self._search[manager] = 0
+            children.clear()
+        self._search[manager] += (1 + len(parents)) * of_node
+        for parent in parents if kind == EXPANSION else ():
+            # The next square number.
+            self._search[manager] += BYTES_OF_SIBLINGS * (2 * children[parent] + 1)
+            children[parent] += 1
+        more = max(0, self._search[manager] - self._largest[manager])
+        self._largest[manager] += more
+        # A replay has a search until the next one is over.
+        self._take(2 * more)
 
-    def add_roots(self, manager: int, roots: np.ndarray) -> None:
-        """Roots, which stay in their init pools."""
-        facts, met = self._facts[manager], self._roots[manager]
-        met += np.bincount(roots['env_id'][roots['beginning'] != NO_EPISODE], minlength=facts.env_num)
-        self._take(manager, 'roots', int(np.minimum(met, facts.init_size).sum()) * bytes_of_node(facts))
-
-    def search_grows(self, manager: int, records: int) -> None:
-        """The manager's search has so many events and nodes by now."""
-        self._take(manager, 'search', records * bytes_of_node(self._facts[manager]))
-
-    def search_ends(self, manager: int, parents: np.ndarray) -> None:
-        """The manager's search, whose nodes have these parents, is over. A replay has it until the next one is."""
-        children = np.bincount(parents[parents >= 0])
-        needed = self._parts.get((manager, 'search'), 0) + BYTES_OF_SIBLINGS * int((children * children).sum())
-        self._take(manager, 'search', 0)
-        self._take(manager, 'former search', needed)
-
-    def _take(self, manager: int, part: str, needed: int) -> None:
-        self._needed += needed - self._parts.get((manager, part), 0)
-        self._parts[manager, part] = needed
+    def _take(self, count: int) -> None:
+        self._needed += count
         if self._needed > MOST_BYTES_OF_REPLAY:
             raise ValueError(f'a replay would take more than {MOST_BYTES_OF_REPLAY / 2 ** 30:g} GiB of memory')

@@ -14,10 +14,7 @@ LONGEST_TITLE = 100
 
 
 def plot_results(results: Results, path: Path) -> None:
-    """
-    Hit rate of the recur pool by its size, and what the misses cost, one line per strategy, as a PNG file; errors as
-    those of ``write_atomically``.
-    """
+    """Hit rate of the recur pool by its size, and what the misses cost, one line per strategy, as a PNG file."""
     image = BytesIO()
     # Whatever a matplotlibrc says, nothing here is for LaTeX.
     with style.context('default'):
@@ -33,23 +30,23 @@ def _draw(results: Results) -> Figure:
     colours = colours[::2] + colours[1::2]
     for number, name in enumerate(results.names):
         outcomes = list(filter(None, (results.of(name, share) for share in results.shares)))
-        percents = [100 * outcome.job.share for outcome in outcomes]
+        percents = [100 * outcome.share for outcome in outcomes]
         look = dict(
             marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1.2, color=colours[number % len(colours)]
         )
-        if name == BELADY.name:
+        if name == BELADY:
             look = dict(color='black', linestyle='--', linewidth=1.5, zorder=5)
-        of_hits.plot(percents, [100 * outcome.hit_rate for outcome in outcomes], label=name, **look)
+        of_hits.plot(percents, [100 * outcome.recur_pool.hit_rate for outcome in outcomes], label=name, **look)
         of_tokens.plot(percents, [100 * results.computed_again(outcome) for outcome in outcomes], **look)
     of_hits.axhline(
-        100 * KEPT_HITS * results.unlimited.hit_rate, color='grey', linestyle=':', linewidth=1,
+        100 * KEPT_HITS * results.unlimited.recur_pool.hit_rate, color='grey', linestyle=':', linewidth=1,
         label=f'{KEPT_HITS:.0%} of an unlimited pool'
     )
     chosen = results.recommended()
     if chosen is not None:
         of_hits.plot(
-            100 * chosen.job.share, 100 * chosen.hit_rate, 'o', markersize=14, markerfacecolor='none',
-            markeredgecolor='black', label=f'smallest: {100 * chosen.job.share:g}%, {chosen.job.choice.name}'
+            100 * chosen.share, 100 * chosen.recur_pool.hit_rate, 'o', markersize=14, markerfacecolor='none',
+            markeredgecolor='black', label=f'smallest: {100 * chosen.share:g}%, {chosen.strategy}'
         )
     size = 'recur pool (% of the nodes of a search)'
     of_hits.set(title='Hit rate of the recur pool', xlabel=size, ylabel='% of the queries', xlim=(0, None))
@@ -60,10 +57,7 @@ def _draw(results: Results) -> Figure:
     for panel in (of_hits, of_tokens):
         panel.grid(alpha=0.3)
     figure.legend(loc='outside right upper', frameon=False)
-    config = results.survey.reader.head.get('config')
-    if not isinstance(config, str):
-        config = results.survey.reader.path.name
+    config = str(results.survey.reader.options.get('config'))[:LONGEST_TITLE]
     # What a file says is text here, never mathematics.
-    title = f'{printable(config[:LONGEST_TITLE])}: {results.survey.describe_searches()}'
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(f'{printable(config)}: {results.survey.describe_searches()}', parse_math=False)
     return figure

@@ -10,7 +10,7 @@ from ..eviction.search_nodes import SearchNodes
 from ..search.episode import NO_EPISODE
 from ..world_model.managed import ManagedInference
 from ..world_model.observation import SearchObserver, observe_searches
-from .format import DROP, EVENT, EXPANSION, PHASES, ROOT_TYPE, STRAYS, EventRecords, ManagerFacts, in_blocks
+from .format import COLUMNS, DROP, EVENT, EXPANSION, PHASES, STRAYS, ManagerFacts
 from .writer import TraceWriter
 
 # A block is written when it has so many bytes, or so many seconds have passed since the last one.
@@ -20,8 +20,8 @@ BLOCK_SECONDS = 5.0
 
 class SearchRecorder(SearchObserver):
     """
-    Records the searches of one world model. Their nodes are copied when the next search begins, those of which it has
-    been told: an inference that is broken off may have added more.
+    Records the searches of one world model. Nodes are copied some at a time, at the latest when the next search
+    begins: those of which the recorder has been told, because an inference that is broken off may have added more.
     """
 
     def __init__(self, writer: TraceWriter, facts: ManagerFacts) -> None:
@@ -31,8 +31,9 @@ class SearchRecorder(SearchObserver):
         self._nodes: Optional[SearchNodes] = None
         self._num_copied = self._num_nodes = 0
         self._events: list[tuple[int, int]] = []
-        self._roots: list[np.ndarray] = []
-        self._pending: list[EventRecords] = []
+        self._roots = ([], [], [])
+        # Of each copy its events and nodes.
+        self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._written_at = monotonic()
 
     def begin(self, phase: str) -> None:
@@ -45,20 +46,12 @@ class SearchRecorder(SearchObserver):
             self, nodes: SearchNodes, env_ids: Sequence[Optional[int]], beginnings: Sequence[int],
             lengths: Sequence[int]
     ) -> None:
-        records = np.zeros(len(env_ids), dtype=ROOT_TYPE)
-        records['env_id'] = [-1 if env_id is None else env_id for env_id in env_ids]
-        records['beginning'], records['tokens'] = beginnings, lengths
-        self._roots.append(records)
+        self._roots = [-1 if env_id is None else env_id for env_id in env_ids], beginnings, lengths
         # In place of the event without any, after what was dropped since.
         place = next(place for place, (kind, _) in enumerate(self._events) if kind != DROP)
-        phase, _ = self._events.pop(place)
-        self._add(phase, nodes)
+        self._add(self._events.pop(place)[0], nodes)
 
     def strays(self, nodes: SearchNodes) -> None:
-        records = np.zeros(nodes.num_nodes - self._num_nodes, dtype=ROOT_TYPE)
-        records['env_id'], records['beginning'] = -1, NO_EPISODE
-        records['depth'] = nodes.depths[self._num_nodes:nodes.num_nodes]
-        self._roots.append(records)
         self._add(STRAYS, nodes)
 
     def expand(self, nodes: SearchNodes) -> None:
@@ -70,44 +63,39 @@ class SearchRecorder(SearchObserver):
     def flush(self) -> None:
         """Write whatever has been recorded so far."""
         self._copy()
-        self._write()
+        if self._pending:
+            self._writer.write(self._manager, *map(np.concatenate, zip(*self._pending)))
+        self._pending, self._written_at = [], monotonic()
 
     def _add(self, kind: int, nodes: SearchNodes) -> None:
         self._events.append((kind, nodes.num_nodes - self._num_nodes))
         self._nodes, self._num_nodes = nodes, nodes.num_nodes
+        if (self._num_nodes - self._num_copied) * self._node_type.itemsize >= BLOCK_BYTES:
+            self._copy()
 
     def _copy(self) -> None:
         if not self._events:
             return
-        new = slice(self._num_copied, self._num_nodes)
-        records = np.zeros(new.stop - new.start, dtype=self._node_type)
-        for name in records.dtype.names if len(records) else ():
-            column = getattr(self._nodes, name)[new]
+        records = np.zeros(self._num_nodes - self._num_copied, dtype=self._node_type)
+        records['env_ids'], records['beginnings'] = -1, NO_EPISODE
+        of_roots = records[:len(self._roots[0])]
+        of_roots['env_ids'], of_roots['beginnings'], of_roots['tokens'] = self._roots
+        if len(records):
+            new = slice(self._num_copied, self._num_nodes)
+            for name, _ in COLUMNS:
+                records[name] = getattr(self._nodes, name)[new]
             # Of actions that are sampled no logits are kept.
-            records[name] = column[:, :records[name].shape[1]] if name == 'policies' else column
-        self._num_copied = new.stop
-        self._pending.append(EventRecords(
-            np.array(self._events, dtype=EVENT), np.concatenate([np.zeros(0, dtype=ROOT_TYPE), *self._roots]), records
-        ))
-        self._events, self._roots = [], []
-        pending_bytes = sum(array.nbytes for records in self._pending for array in records)
+            records['policies'] = self._nodes.policies[new, :records['policies'].shape[1]]
+        self._pending.append((np.array(self._events, dtype=EVENT), records))
+        self._events, self._roots, self._num_copied = [], ([], [], []), self._num_nodes
+        pending_bytes = sum(records.nbytes for _, records in self._pending)
         if pending_bytes >= BLOCK_BYTES or monotonic() - self._written_at >= BLOCK_SECONDS:
-            self._write()
-
-    def _write(self) -> None:
-        if self._pending:
-            for records in in_blocks(EventRecords(*map(np.concatenate, zip(*self._pending)))):
-                self._writer.write(self._manager, records)
-        self._pending, self._written_at = [], monotonic()
+            self.flush()
 
 
 @contextmanager
 def record_searches(writer: TraceWriter) -> Iterator[None]:
-    """
-    Record the searches within the ``with`` block, of every world model with a managed cache. However the block ends,
-    the file is complete up to there, and closed; a trace without a search is removed. If the disk was full before the
-    end, the writer's ``error`` says so.
-    """
+    """Record what every world model searches within the ``with`` block; however it ends, the trace is complete."""
     recorders: list[SearchRecorder] = []
 
     def new_recorder(inference: ManagedInference, world_model: Any) -> SearchRecorder:
@@ -124,17 +112,13 @@ def record_searches(writer: TraceWriter) -> Iterator[None]:
 
 
 def manager_facts(inference: ManagedInference, world_model: Any) -> ManagerFacts:
-    """What a replay has to know of a world model."""
     manager, config = inference.manager, inference.config
     samples_actions = bool(world_model.continuous_action_space)
+    num_actions = world_model.config.num_of_sampled_actions if samples_actions else world_model.action_space_size
     return ManagerFacts(
         env_num=manager.env_num, num_simulations=int(inference.num_simulations), init_size=manager.sizes.init,
-        recur_size=manager.sizes.recur, wm_size=manager.sizes.wm,
-        strategy=str(config.strategy_of(config.recur_pool)), on_miss=config.on_miss, window=config.window,
-        context_length=int(world_model.context_length),
+        wm_size=manager.sizes.wm, on_miss=config.on_miss, window=config.window,
+        context_length=int(world_model.context_length), num_actions=int(num_actions), samples_actions=samples_actions,
         num_observations_tokens=int(world_model.num_observations_tokens),
-        num_actions=int(
-            world_model.config.num_of_sampled_actions if samples_actions else world_model.action_space_size
-        ),
-        samples_actions=samples_actions, discount_factor=float(inference.discount_factor),
+        discount_factor=float(inference.discount_factor),
     )

@@ -1,24 +1,41 @@
 """One recorded run through the bookkeeping of a search, with pools of another strategy and size, and no tensors."""
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 import numpy as np
 
-from ..eviction import Priority, build_eviction_policy
+from ..eviction import Priority
 from ..eviction.search_nodes import SearchNodes
 from ..manager import KVCacheManager
 from ..search.contexts import SearchContexts
 from ..search.episode import CONTINUES, FIRST_STEP, Episode
 from ..search.rebuild import Preceding
 from ..search.search import Search as RunningSearch
-from ..stats import RebuildStats
+from ..stats import CacheStats, Counts, RebuildStats
 from ..store import ContextBatch, TokenStore
 from .belady import BeladyPool, Future
-from .choices import BELADY, Choice
-from .counts import PhaseCounts
+from .choices import BELADY, as_configured
 from .format import DROP, EXPANSION, STRAYS, ManagerFacts
 from .reader import Search
+
+# What ``SearchNodes.add`` takes.
+TAKEN = ('parents', 'actions', 'reward_bins', 'value_bins', 'policies')
+
+
+@dataclass
+class PhaseCounts(Counts):
+    """What one phase of a run came to: by kind of pool, what misses would have cost, and the nodes below the roots."""
+    init_pools: CacheStats = field(default_factory=CacheStats)
+    recur_pool: CacheStats = field(default_factory=CacheStats)
+    wm_pool: CacheStats = field(default_factory=CacheStats)
+    rebuilds: RebuildStats = field(default_factory=RebuildStats)
+    expansions: int = 0
+
+    @property
+    def pools(self) -> dict[str, CacheStats]:
+        return dict(init_pools=self.init_pools, recur_pool=self.recur_pool, wm_pool=self.wm_pool)
 
 
 class _Episode(Episode):
@@ -32,11 +49,10 @@ class _Episode(Episode):
 class _NoTensors:
     """In place of a slab."""
 
-    def gather(self, batch: ContextBatch, size: int, model: Any) -> None:
+    def gather(self, *_: Any) -> None:
         pass
 
-    def write(self, batch: ContextBatch, new: np.ndarray, chosen: Optional[np.ndarray], size: int, model: Any) -> None:
-        pass
+    write = gather
 
 
 class _NoForward:
@@ -46,82 +62,64 @@ class _NoForward:
 
     def __init__(self, facts: ManagerFacts) -> None:
         self._lossless = facts.on_miss == 'rebuild'
-        self._num_observations_tokens = facts.num_observations_tokens
+        self._of_observation = facts.num_observations_tokens
         self._kept = facts.context_length - 3
 
     def lengths_of(self, episodes: Sequence[_Episode]) -> np.ndarray:
-        return np.array([
-            episode.length if self._lossless else self._num_observations_tokens for episode in episodes
-        ])
+        return np.array([episode.length if self._lossless else self._of_observation for episode in episodes])
 
     def append_episodes(self, batch: ContextBatch, episodes: Sequence[Episode], counts: np.ndarray) -> None:
         batch.append(int(counts.max()), counts)
 
-    def append_latents(self, batch: ContextBatch, search: RunningSearch, numbers: Sequence[int]) -> None:
-        batch.append(self._num_observations_tokens)
+    def append_latents(self, batch: ContextBatch, *_: Any) -> None:
+        batch.append(self._of_observation)
 
-    def append_raw(self, batch: ContextBatch, tables: Sequence[np.ndarray]) -> None:
+    def append_raw(self, batch: ContextBatch, *_: Any) -> None:
         batch.append(self._kept)
 
-    def append_steps(self, batch: ContextBatch, search: RunningSearch, numbers: Sequence[int]) -> None:
+    def append_steps(self, batch: ContextBatch, *_: Any) -> None:
         batch.append(1)
 
-    def preceding_tokens(
-            self, tables: Sequence[np.ndarray], search: RunningSearch, numbers: Sequence[int]
-    ) -> None:
+    def preceding_tokens(self, *_: Any) -> None:
         pass
 
-    def step(self, *arguments: Any) -> None:
-        pass
+    step = preceding_tokens
 
-    def predict(
-            self, batch: ContextBatch, actions: None, positions: None, preceding: Optional[Preceding]
-    ) -> None:
+    def predict(self, batch: ContextBatch, actions: None, positions: None, preceding: Optional[Preceding]) -> None:
         batch.append(1)
         if preceding is not None:
             preceding.batch = batch.split(preceding.count)
-        batch.append(self._num_observations_tokens)
+        batch.append(self._of_observation)
 
 
 class Replay:
     """
-    One manager under another strategy and recur pool size. The searches are those of the trace; what the pools have,
-    and what has to be computed again, is decided by what a run decides it by.
-
-    Args:
-        facts: The manager's.
-        choice: The strategy of all pools; Belady's of the recur pool, beside LRU.
-        recur_size: Entries of the recur pool; the other pools have the sizes of the run.
-
-    Attributes:
-        counts: By phase.
-        operations: Gets and sets of all pools.
-        search: The one that has been replayed last.
-        manager: The pools.
+    One manager under another strategy (Belady's is the recur pool's, beside LRU) and recur pool size. The searches are
+    those of the trace; what the pools have, and what has to be computed again, is decided by what a run decides it by.
+    ``counts`` are by phase; ``search`` has been replayed last.
     """
 
-    def __init__(self, facts: ManagerFacts, choice: Choice, recur_size: int) -> None:
+    def __init__(self, facts: ManagerFacts, strategy: str, recur_size: int) -> None:
         self.counts: dict[str, PhaseCounts] = {}
-        self.operations = 0
         self._facts = facts
-        limit, kept = facts.context_length - 1, facts.context_length - 3
-        self._store = TokenStore(_NoTensors(), limit, kept, facts.window == 'rebuild')
+        length = facts.context_length
+        self._store = TokenStore(_NoTensors(), length - 1, length - 3, facts.window == 'rebuild')
         self._tokens_per_step = 1 + facts.num_observations_tokens
-        self._future = Future() if choice == BELADY else None
-        strategy = 'lru' if self._future else choice.strategy
-        self.manager = KVCacheManager(
-            SimpleNamespace(kv_cache=dict(strategy=strategy)), facts.env_num, on_release=self._store.release
-        )
+        self._future = Future()
+        configured = dict(strategy='lru' if strategy == BELADY else as_configured(strategy))
+        self.manager = KVCacheManager(dict(kv_cache=configured), facts.env_num, on_release=self._store.release)
         # Not by the config, which refuses what this machine has no memory for: here entries have no tensors.
         sizes = dict(init_pools=facts.init_size, recur_pool=recur_size, wm_pool=facts.wm_size)
         for kind, pools in self.manager.pools().items():
             for pool in pools:
                 pool.resize(sizes[kind])
-        if self._future is not None:
+        if strategy == BELADY:
             self.manager.recur_pool = BeladyPool(
                 recur_size, self._future, name='recur_pool', on_release=self._store.release, lock=self.manager.lock
             )
-        self._score = getattr(build_eviction_policy(strategy), 'score', None)
+        policy = self.manager.recur_pool.eviction_policy
+        self._discount_factor = facts.discount_factor if policy.follows_search else None
+        self._score = getattr(policy, 'score', None)
         self._rebuilds = RebuildStats()
         self._contexts = SearchContexts(
             self.manager, self._store, self._rebuilds, facts.on_miss == 'rebuild', self._tokens_per_step
@@ -129,74 +127,67 @@ class Replay:
         self._forward = _NoForward(facts)
         self._episodes: dict[tuple[str, int], _Episode] = {}
         self._num_searches = 0
-        self.search: Optional[RunningSearch] = None
 
     def run(self, recorded: Search) -> None:
         """Replay one search, the next one of the manager."""
-        before = self._totals()
-        self.search = search = self._begin(recorded.phase)
-        if self._future is not None:
-            self._future.begin(_uses_of(recorded, search.first_key))
-        expansions = 0
-        for kind, roots, nodes in recorded.steps:
-            if kind == DROP:
-                self._drop_contexts()
-            elif kind == EXPANSION:
-                if self._future is not None:
-                    self._future.now += 1
-                self._expand(search, nodes)
-                expansions += len(nodes)
-            else:
-                new = search.nodes.add_roots(nodes['value_bins'], nodes['policies'], roots['depth'])
-                search.add(new, [None] * len(new))
-                if kind != STRAYS:
-                    self._continue_episodes(search, roots)
-        self._count(recorded.phase, before, expansions)
-
-    def _begin(self, phase: str) -> RunningSearch:
+        before = PhaseCounts(**self.manager.total_stats(), rebuilds=replace(self._rebuilds))
         self.manager.clear_recur_cache()
         self.manager.wm_pool.clear()
         self._contexts.unpin()
         self._num_searches += 1
-        facts, pool = self._facts, self.manager.recur_pool
-        nodes = SearchNodes(facts.num_actions, facts.samples_actions)
-        discount_factor = facts.discount_factor if pool.eviction_policy.follows_search else None
-        return RunningSearch(self._num_searches, phase, np.zeros(0, dtype=np.int64), nodes, discount_factor)
+        nodes = SearchNodes(self._facts.num_actions, self._facts.samples_actions)
+        self.search = search = RunningSearch(
+            self._num_searches, recorded.phase, np.zeros(0, dtype=np.int64), nodes, self._discount_factor
+        )
+        self._future.uses, self._future.now = _uses_of(recorded, search.first_key), 0
+        for kind, nodes in recorded.steps:
+            if kind == DROP:
+                self.manager.clear_all()
+                self._contexts.unpin()
+                for episode in self._episodes.values():
+                    self._contexts.hold(episode, None)
+            elif kind == EXPANSION:
+                self._future.now += 1
+                self._expand(search, nodes)
+            else:
+                new = search.nodes.add_roots(nodes['value_bins'], nodes['policies'], nodes['depths'])
+                search.add(new, [None] * len(new))
+                if kind != STRAYS:
+                    self._continue_episodes(search, nodes)
+        counts = PhaseCounts(**self.manager.total_stats(), rebuilds=self._rebuilds) - before
+        counts.expansions = sum(len(nodes) for kind, nodes in recorded.steps if kind == EXPANSION)
+        self.counts[search.phase] = self.counts.get(search.phase, PhaseCounts()) + counts
 
     def _continue_episodes(self, search: RunningSearch, roots: np.ndarray) -> None:
-        (numbers, ) = np.nonzero(roots['env_id'] >= 0)
+        (numbers, ) = np.nonzero(roots['env_ids'] >= 0)
         if not len(numbers):
             return
-        env_ids, beginnings = roots['env_id'][numbers].tolist(), roots['beginning'][numbers].tolist()
-        episodes = [
-            self._episodes.setdefault((search.phase, env_id), _Episode(self._facts.num_observations_tokens))
-            for env_id in env_ids
-        ]
+        env_ids, beginnings = roots['env_ids'][numbers].tolist(), roots['beginnings'][numbers]
+        of_observation = self._facts.num_observations_tokens
+        episodes = [self._episodes.setdefault((search.phase, env_id), _Episode(of_observation)) for env_id in env_ids]
         for episode, beginning in zip(episodes, beginnings):
             if beginning != CONTINUES:
                 self._contexts.hold(episode, None)
-                episode.key, episode.length = None, self._facts.num_observations_tokens
-        are_running = [beginning != FIRST_STEP for beginning in beginnings]
+                episode.key, episode.length = None, of_observation
+        are_running = beginnings != FIRST_STEP
         batch, _ = self._contexts.resume(self._forward, episodes, env_ids, are_running)
         with batch:
-            batch.append(self._tokens_per_step, self._facts.num_observations_tokens + np.array(are_running))
+            batch.append(self._tokens_per_step, of_observation + are_running)
             contexts = self._store.add(batch, None)
         priorities = self._priorities(search.nodes, numbers)
         self._contexts.begin(search, numbers.tolist(), contexts, episodes, env_ids, priorities)
         for episode, context in zip(episodes, contexts):
             episode.length = len(context)
         self._store.release(contexts)
-        self.operations += len(contexts)
 
     def _expand(self, search: RunningSearch, records: np.ndarray) -> None:
         _, _, contexts = self._contexts.expand(self._forward, search, records['parents'].tolist(), None, None)
-        new = search.nodes.add(*(records[name] for name in records.dtype.names))
+        new = search.nodes.add(*(records[name] for name in TAKEN))
         priorities = self._priorities(search.nodes, new)
         children = search.add(new, priorities)
         self._contexts.cache(search, children, contexts)
         self._contexts.keep_last_inference(search, children, contexts, priorities)
         self._store.release(contexts)
-        self.operations += 2 * len(contexts)
 
     def _priorities(self, nodes: SearchNodes, new: np.ndarray) -> Sequence[Priority]:
         if self._score is None:
@@ -207,28 +198,11 @@ class Replay:
         # A model that has diverged predicts nan, which no pool takes.
         return np.nan_to_num(bins[new]).tolist()
 
-    def _drop_contexts(self) -> None:
-        self.manager.clear_all()
-        self._contexts.unpin()
-        for episode in self._episodes.values():
-            self._contexts.hold(episode, None)
-
-    def _totals(self) -> PhaseCounts:
-        # Sums are copies of what goes on counting.
-        return PhaseCounts(**self.manager.total_stats(), rebuilds=self._rebuilds) + PhaseCounts()
-
-    def _count(self, phase: str, before: PhaseCounts, expansions: int) -> None:
-        of_search = self._totals() - before
-        of_search.expansions = expansions
-        self.operations += sum(stats.total_queries for stats in of_search.pools.values())
-        self.counts[phase] = self.counts.get(phase, PhaseCounts()) + of_search
-
 
 def _uses_of(search: Search, first_key: int) -> dict[Hashable, list[int]]:
     """When the recur pool is asked for each node, counted in expansions."""
-    uses: dict[Hashable, list[int]] = {}
-    expansions = (nodes for kind, _, nodes in search.steps if kind == EXPANSION)
-    for now, nodes in enumerate(expansions, 1):
+    uses = defaultdict(list)
+    for now, nodes in enumerate((nodes for kind, nodes in search.steps if kind == EXPANSION), 1):
         for parent in nodes['parents'].tolist():
-            uses.setdefault(first_key + parent, []).append(now)
+            uses[first_key + parent].append(now)
     return uses

@@ -1,6 +1,8 @@
 """What a simulation says: table, CSV and recommendation."""
 import csv
 import io
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -10,7 +12,6 @@ from rich.markup import escape
 from ..files import write_atomically
 from ..wide_table import WideTable
 from .choices import BELADY
-from .counts import POOLS
 from .simulation import Outcome, Survey
 
 KEPT_HITS = 0.99
@@ -27,36 +28,34 @@ class Results:
 
     @property
     def shares(self) -> list[float]:
-        """The simulated sizes, rising."""
-        return sorted({outcome.job.share for outcome in self.outcomes})
+        return sorted({outcome.share for outcome in self.outcomes})
 
     @property
     def names(self) -> list[str]:
         """The strategies, the bound first, then by their hits over all sizes."""
-        hits: dict[str, int] = {}
+        hits = Counter()
         for outcome in self.outcomes:
-            hits[outcome.job.choice.name] = hits.get(outcome.job.choice.name, 0) + outcome.hits
-        return sorted(hits, key=lambda name: (name != BELADY.name, -hits[name]))
+            hits[outcome.strategy] += outcome.recur_pool.hits
+        return sorted(hits, key=lambda name: (name != BELADY, -hits[name]))
 
     def of(self, name: str, share: float) -> Optional[Outcome]:
         """One outcome; None: not there, because the simulation was interrupted."""
-        return next((each for each in self.outcomes if (each.job.choice.name, each.job.share) == (name, share)), None)
+        return next((each for each in self.outcomes if (each.strategy, each.share) == (name, share)), None)
 
     def kept(self, outcome: Outcome) -> float:
         """Its hits, of those of a recur pool that never evicts."""
-        return outcome.hits / self.unlimited.hits if self.unlimited.hits else 1.0
+        return outcome.recur_pool.hits / self.unlimited.recur_pool.hits if self.unlimited.recur_pool.hits else 1.0
 
     def computed_again(self, outcome: Outcome) -> float:
         """The tokens that misses cost, of those that the search computes anyway."""
-        total = outcome.total
-        tokens_per_step = 1 + self.survey.facts.num_observations_tokens
+        computed = outcome.total.expansions * (1 + self.survey.facts.num_observations_tokens)
         # A search may have nothing but nodes without a parent.
-        return total.rebuilds.tokens / (total.expansions * tokens_per_step) if total.expansions else 0.0
+        return outcome.total.rebuilds.tokens / computed if computed else 0.0
 
     def best(self, share: float) -> Optional[Outcome]:
         """The strategy with the most hits at a size; among equals, the one that computes fewest tokens again."""
-        of_share = [each for each in self.outcomes if each.job.share == share and each.job.choice != BELADY]
-        return max(of_share, key=lambda each: (each.hits, -each.total.rebuilds.tokens), default=None)
+        of_share = [each for each in self.outcomes if each.share == share and each.strategy != BELADY]
+        return max(of_share, key=lambda each: (each.recur_pool.hits, -each.total.rebuilds.tokens), default=None)
 
     def recommended(self) -> Optional[Outcome]:
         """The smallest pool that keeps ``KEPT_HITS`` of the hits, with its best strategy; None: no simulated one."""
@@ -64,63 +63,51 @@ class Results:
         return next((best for best in bests if self.kept(best) >= KEPT_HITS), None)
 
     def entries(self, outcome: Outcome) -> int:
-        """Entries of its recur pool."""
-        return outcome.job.recur_size(self.survey.facts)
+        return outcome.recur_size(self.survey.facts)
 
 
 def recommendation(results: Results) -> str:
     """What a user should do, in plain words, with the lines to paste."""
-    if not results.unlimited.hits:
+    if not results.unlimited.recur_pool.hits:
         return 'The recur pool was never asked for anything that it could have had: any size and strategy will do.'
     chosen = results.recommended()
     bests = [best for best in map(results.best, results.shares) if best is not None]
     if not bests:
         return 'No strategy has been simulated.'
     if chosen is None:
-        best = bests[-1]
         return (
-            f'None of these pools keeps {KEPT_HITS:.0%} of the hits. The largest, {_size(results, best)}, keeps '
-            f'{results.kept(best):.1%} with {best.job.choice.name}: simulate larger ones (--sizes).'
+            f'None of these pools keeps {KEPT_HITS:.0%} of the hits. The largest, {_size(results, bests[-1])}, keeps '
+            f'{results.kept(bests[-1]):.1%} with {bests[-1].strategy}: simulate larger ones (--sizes).'
         )
     lines = [
-        f'Smallest pool that keeps {KEPT_HITS:.0%} of the hits: {_size(results, chosen)}, '
-        f'with {chosen.job.choice.name}.',
+        f'Smallest pool that keeps {KEPT_HITS:.0%} of the hits: {_size(results, chosen)}, with {chosen.strategy}.',
         f'It keeps {results.kept(chosen):.1%} of the hits of an unlimited pool; {_cost(results, chosen)}.',
     ]
-    smaller = [best for best in bests if best.job.share < chosen.job.share][:-4:-1]
+    smaller = [best for best in bests if best.share < chosen.share][:-4:-1]
     lines += [
-        f'  {_size(results, best)}: at best {results.kept(best):.1%} ({best.job.choice.name}); {_cost(results, best)}.'
+        f'  {_size(results, best)}: at best {results.kept(best):.1%} ({best.strategy}); {_cost(results, best)}.'
         for best in smaller
     ]
-    if 'tree' in {best.job.choice.name for best in (*smaller, chosen)}:
+    if 'tree' in {best.strategy for best in (*smaller, chosen)}:
         lines.append(
             "  Hits are not speed: 'tree' takes time of its own, which models of a few dozen units do not win back; "
             "'lzero-kvcache bench --section small_pools' shows both."
         )
     if not smaller:
         lines.append('It is the smallest of the simulated ones: a smaller one may do (--sizes).')
+    name, _, score = chosen.strategy.partition(':')
+    strategy = f'dict(type={name!r}, score={score!r})' if score else repr(name)
     lines += [
         '', 'To paste into the config (one without kv_cache takes kv_cache = dict(...) in place of '
-        'kv_cache.update(...)):', *(f'  {line}' for line in config_lines(results, chosen)),
+        'kv_cache.update(...)):',
+        "  create_config.policy.import_names = ['lzero_kvcache.plugin']",
+        f'  main_config.policy.model.world_model_cfg.kv_cache.update(strategy={strategy}, '
+        f'recur_pool=dict(size={results.entries(chosen)}))',
     ]
     return '\n'.join(lines)
 
 
-def config_lines(results: Results, outcome: Outcome) -> list[str]:
-    """What an outcome is as lines of a config, which leave its other settings of the cache as they are."""
-    strategy = outcome.job.choice.strategy
-    written = repr(strategy) if isinstance(strategy, str) else (
-        f"dict({', '.join(f'{key}={value!r}' for key, value in strategy.items())})"
-    )
-    return [
-        "create_config.policy.import_names = ['lzero_kvcache.plugin']",
-        'main_config.policy.model.world_model_cfg.kv_cache.update('
-        f'strategy={written}, recur_pool=dict(size={results.entries(outcome)}))',
-    ]
-
-
 def hit_rates_table(results: Results) -> WideTable:
-    """Hit rates of the recur pool by strategy and size."""
     shares, chosen = _shown(results), results.recommended()
     table = WideTable(
         'Hit rate of the recur pool (%) by its size, in % of the nodes of a search', ['strategy'],
@@ -128,7 +115,7 @@ def hit_rates_table(results: Results) -> WideTable:
     )
     for name in results.names:
         outcomes = [results.of(name, share) for share in shares]
-        cells = ['' if outcome is None else f'{100 * outcome.hit_rate:.1f}' for outcome in outcomes]
+        cells = ['' if outcome is None else f'{100 * outcome.recur_pool.hit_rate:.1f}' for outcome in outcomes]
         table.add_row(escape(name), *(
             f'[bold green]{cell}[/]' if cell and outcome is chosen else cell for outcome, cell in zip(outcomes, cells)
         ))
@@ -137,14 +124,12 @@ def hit_rates_table(results: Results) -> WideTable:
 
 def pools_table(results: Results, outcome: Outcome) -> WideTable:
     """What every pool would have seen, by phase."""
-    name = escape(outcome.job.choice.name)
     table = WideTable(
-        f'All pools, with {name} and {results.entries(outcome):,} entries for the recur pool',
+        f'All pools, with {escape(outcome.strategy)} and {results.entries(outcome):,} entries for the recur pool',
         ['phase', 'pool'], ['queries', 'hits', 'misses', 'evictions', 'hit rate']
     )
     for (manager, phase), counts in sorted(outcome.counts.items()):
-        for kind in POOLS:
-            stats = counts.pools[kind]
+        for kind, stats in counts.pools.items():
             table.add_row(
                 f'{phase} (model {manager + 1})' if manager else phase, TITLES[kind], f'{stats.total_queries:,}',
                 f'{stats.hits:,}', f'{stats.misses:,}', f'{stats.evictions:,}',
@@ -155,28 +140,29 @@ def pools_table(results: Results, outcome: Outcome) -> WideTable:
 
 def write_csv(results: Results, path: Path) -> None:
     """All numbers, one row per strategy, size, model and phase; errors as those of ``write_atomically``."""
-    managers = results.survey.reader.managers
-    columns = [(kind, column) for kind in POOLS for column in ('hits', 'misses', 'evictions')]
+    rows = list(_rows(results))
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow([
-        'strategy', 'recur_pool_percent', 'recur_pool_entries', 'model', 'phase', 'expansions',
-        *(f'{TITLES[kind]}_{column}' for kind, column in columns), 'recur_hit_rate', 'restored', 'rebuilt',
-        'rebuilt_tokens',
-    ])
-    for outcome in (results.unlimited, *results.outcomes):
-        job = outcome.job
-        for (manager, phase), counts in sorted(outcome.counts.items()):
-            setting = ('no eviction', '', '') if job.share is None else (
-                job.choice.name, f'{100 * job.share:g}', job.recur_size(managers[manager])
-            )
-            rebuilds = counts.rebuilds
-            writer.writerow([
-                *setting, manager + 1, phase, counts.expansions,
-                *(getattr(counts.pools[kind], column) for kind, column in columns),
-                f'{counts.recur_pool.hit_rate:.6f}', rebuilds.restored, rebuilds.rebuilds, rebuilds.tokens,
-            ])
+    writer = csv.DictWriter(text, rows[0])
+    writer.writeheader()
+    writer.writerows(rows)
     write_atomically(path, text.getvalue())
+
+
+def _rows(results: Results) -> Iterator[dict]:
+    for outcome in (results.unlimited, *results.outcomes):
+        limited = outcome.share is not None
+        for (manager, phase), counts in sorted(outcome.counts.items()):
+            size = outcome.recur_size(results.survey.reader.managers[manager])
+            yield dict(
+                strategy=outcome.strategy if limited else 'no eviction',
+                recur_pool_percent=f'{100 * outcome.share:g}' if limited else '',
+                recur_pool_entries=size if limited else '', model=manager + 1, phase=phase,
+                expansions=counts.expansions, **{
+                    f'{TITLES[kind]}_{column}': getattr(stats, column) for kind, stats in counts.pools.items()
+                    for column in ('hits', 'misses', 'evictions')
+                }, recur_hit_rate=f'{counts.recur_pool.hit_rate:.6f}', restored=counts.rebuilds.restored,
+                rebuilt=counts.rebuilds.rebuilds, rebuilt_tokens=counts.rebuilds.tokens,
+            )
 
 
 def _shown(results: Results) -> list[float]:
@@ -185,7 +171,7 @@ def _shown(results: Results) -> list[float]:
     if len(shares) <= MOST_COLUMNS:
         return shares
     spread = {shares[round(place * (len(shares) - 1) / (MOST_COLUMNS - 2))] for place in range(MOST_COLUMNS - 1)}
-    return sorted(spread | ({chosen.job.share} if chosen else set()))
+    return sorted(spread | ({chosen.share} if chosen else set()))
 
 
 def _percent(share: float) -> str:
@@ -194,7 +180,7 @@ def _percent(share: float) -> str:
 
 def _size(results: Results, outcome: Outcome) -> str:
     entries, nodes = results.entries(outcome), results.survey.facts.nodes_of_search
-    return f'{_percent(outcome.job.share)} of the nodes of a search ({entries:,} of {nodes:,} entries)'
+    return f'{_percent(outcome.share)} of the nodes of a search ({entries:,} of {nodes:,} entries)'
 
 
 def _cost(results: Results, outcome: Outcome) -> str:

@@ -1,9 +1,7 @@
 def parse_sizes(text: str) -> list[float]:
     """
-    Read sizes as a command line has them, e.g. '5%,10%,...,100%': rising shares of the nodes of a search.
-
-    Raises:
-        ValueError: If one is no percentage above 0, or '...' has not two before and one after it.
+    Sizes as a command line has them, e.g. '5%,10%,...,100%', as rising shares of the nodes of a search; a ValueError if
+    one is no percentage above 0, or '...' has not two before and one after it.
     """
     parts = [part.strip() for part in text.split(',')]
     percents: list[float] = []
@@ -23,7 +21,7 @@ def parse_sizes(text: str) -> list[float]:
 
 def _percentage(part: str) -> float:
     try:
-        percent = float(part[:-1]) if part.endswith('%') else 0.0
+        percent = float(part.removesuffix('%')) if part.endswith('%') else 0.0
     except ValueError:
         percent = 0.0
     if not 0 < percent <= 1000:

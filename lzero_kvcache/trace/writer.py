@@ -1,71 +1,68 @@
 import json
 import logging
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
+from shutil import rmtree
 from typing import Any, Optional
 
-from .format import DONE, EVENTS, HEAD, MAGIC, MANAGER, PHASES, EventRecords, ManagerFacts, pack_block, pack_events
+import numpy as np
+
+from ..files import DiskFullError, write_atomically
+from .format import BLOCK, PHASES, RUN, ManagerFacts
 
 logger = logging.getLogger('lzero_kvcache')
 
 
 class TraceWriter:
     """
-    Writes a trace, block by block, so that whatever ends the run leaves a readable file.
-
-    A full disk ends the trace, not the run: ``error`` says so, and the file ends with its last whole block.
-    ``searches`` and ``bytes_written`` are what it holds.
-
-    Args:
-        path: The file, which must not exist.
-        head: What is run, for people; JSON.
-
-    Raises:
-        OSError: If the file cannot be made, or exists.
+    Writes a trace into a new folder, each file as a whole, so that whatever ends the run leaves a readable one. A full
+    disk ends the trace, not the run: ``error`` says so. From the beginning it is a DiskFullError or an OSError.
     """
 
-    def __init__(self, path: Path, head: dict[str, Any]) -> None:
-        self.error: Optional[OSError] = None
+    def __init__(self, path: Path, options: dict[str, Any]) -> None:
         self.path = path
-        self.searches = 0
-        self.bytes_written = 0
-        self._managers = 0
-        # Without a buffer of its own, so that a process that is killed loses nothing that was written.
-        self._file = open(path, 'xb', buffering=0)
-        self._append(MAGIC + pack_block(HEAD, 0, json.dumps(head).encode()))
-        if self.error is not None:
-            self.close()
-            raise self.error
+        self.error: Optional[str] = None
+        self.searches = self.bytes_written = self._num_blocks = 0
+        self._run = dict(options=options, managers=[], blocks=None)
+        path.mkdir()
+        try:
+            write_atomically(path / RUN, json.dumps(self._run))
+        except BaseException:
+            path.rmdir()
+            raise
 
     def add_manager(self, facts: ManagerFacts) -> int:
-        """Let another world model take part; its number."""
-        self._append(pack_block(MANAGER, self._managers, json.dumps(asdict(facts)).encode()))
-        self._managers += 1
-        return self._managers - 1
+        self._run['managers'].append(asdict(facts))
+        self._write_run()
+        return len(self._run['managers']) - 1
 
-    def write(self, manager: int, records: EventRecords) -> None:
-        """Write a block of a manager's events."""
-        self._append(pack_block(EVENTS, manager, pack_events(records)))
+    def write(self, manager: int, events: np.ndarray, nodes: np.ndarray) -> None:
+        block = BytesIO()
+        np.savez_compressed(block, manager=np.int64(manager), events=events, nodes=nodes)
+        self._write(BLOCK.format(self._num_blocks), block.getvalue())
         if self.error is None:
-            self.searches += int((records.events['kind'] < len(PHASES)).sum())
+            self._num_blocks += 1
+            self.bytes_written += len(block.getvalue())
+            self.searches += int((events['kind'] < len(PHASES)).sum())
 
     def close(self) -> None:
-        """The run has ended. A file without a search is removed."""
-        self._append(pack_block(DONE, 0, json.dumps(dict(searches=self.searches)).encode()))
-        self._file.close()
+        """The run has ended. A trace without a search is removed."""
         if not self.searches:
-            self.path.unlink()
+            rmtree(self.path)
+            return
+        self._run['blocks'] = self._num_blocks
+        self._write_run()
 
-    def _append(self, block: bytes) -> None:
+    def _write_run(self) -> None:
+        self._write(RUN, json.dumps(self._run).encode())
+
+    def _write(self, name: str, content: bytes) -> None:
         if self.error is not None:
             return
-        rest = memoryview(block)
         try:
-            while rest:
-                rest = rest[self._file.write(rest):]
-        except OSError as error:
-            self.error = error
-            logger.error(f'The trace ends here, the run goes on: {self.path} cannot be written: {error.strerror}')
-            self._file.truncate(self.bytes_written)
-            return
-        self.bytes_written += len(block)
+            write_atomically(self.path / name, content)
+        except (OSError, DiskFullError) as error:
+            # Of a full disk the cause says it in the system's words.
+            self.error = f'{self.path / name} cannot be written: {(error.__cause__ or error).strerror}'
+            logger.error(f'The trace ends here, the run goes on: {self.error}')
