@@ -7,8 +7,6 @@ from typing import Any
 from ..eviction import EvictionPolicy, Priority
 from ..pool import KVCachePool
 
-NEVER = float('inf')
-
 
 @dataclass
 class Future:
@@ -20,7 +18,7 @@ class Future:
         """The first time after ``now`` at which a key is asked for; infinity: never."""
         uses = self.uses.get(key, ())
         place = bisect_right(uses, self.now)
-        return uses[place] if place < len(uses) else NEVER
+        return uses[place] if place < len(uses) else float('inf')
 
 
 class BeladyEviction(EvictionPolicy):

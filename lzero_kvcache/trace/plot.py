@@ -31,9 +31,8 @@ def _draw(results: Results) -> Figure:
     for number, name in enumerate(results.names):
         outcomes = list(filter(None, (results.of(name, share) for share in results.shares)))
         percents = [100 * outcome.share for outcome in outcomes]
-        look = dict(
-            marker=MARKERS[number % len(MARKERS)], markersize=4, linewidth=1.2, color=colours[number % len(colours)]
-        )
+        marker, colour = MARKERS[number % len(MARKERS)], colours[number % len(colours)]
+        look = dict(marker=marker, markersize=4, linewidth=1.2, color=colour)
         if name == BELADY:
             look = dict(color='black', linestyle='--', linewidth=1.5, zorder=5)
         of_hits.plot(percents, [100 * outcome.recur_pool.hit_rate for outcome in outcomes], label=name, **look)
@@ -50,12 +49,10 @@ def _draw(results: Results) -> Figure:
         )
     size = 'recur pool (% of the nodes of a search)'
     of_hits.set(title='Hit rate of the recur pool', xlabel=size, ylabel='% of the queries', xlim=(0, None))
-    of_tokens.set(
-        title='Tokens computed again after misses', xlabel=size, ylabel='% of the tokens of the searches',
-        xlim=(0, None), ylim=(0, None)
-    )
-    for panel in (of_hits, of_tokens):
-        panel.grid(alpha=0.3)
+    of_tokens.set(title='Tokens computed again after misses', xlabel=size, ylabel='% of the tokens of the searches',
+                  xlim=(0, None), ylim=(0, None))
+    of_hits.grid(alpha=0.3)
+    of_tokens.grid(alpha=0.3)
     figure.legend(loc='outside right upper', frameon=False)
     config = str(results.survey.reader.options.get('config'))[:LONGEST_TITLE]
     # What a file says is text here, never mathematics.

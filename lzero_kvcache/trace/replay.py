@@ -2,6 +2,7 @@
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, Optional
 
 import numpy as np
@@ -46,13 +47,8 @@ class _Episode(Episode):
         self.key, self.length = 0, length
 
 
-class _NoTensors:
-    """In place of a slab."""
-
-    def gather(self, *_: Any) -> None:
-        pass
-
-    write = gather
+def _nothing(*_: Any) -> None:
+    """In place of whatever has to do with tensors."""
 
 
 class _NoForward:
@@ -61,29 +57,15 @@ class _NoForward:
     encodes_in_steps = True
 
     def __init__(self, facts: ManagerFacts) -> None:
-        self._lossless = facts.on_miss == 'rebuild'
-        self._of_observation = facts.num_observations_tokens
-        self._kept = facts.context_length - 3
+        self._lossless, self._of_observation = facts.on_miss == 'rebuild', facts.num_observations_tokens
+        self.append_episodes = lambda batch, episodes, counts: batch.append(int(counts.max()), counts)
+        self.append_latents = lambda batch, *_: batch.append(facts.num_observations_tokens)
+        self.append_raw = lambda batch, *_: batch.append(facts.context_length - 3)
+        self.append_steps = lambda batch, *_: batch.append(1)
+        self.preceding_tokens = self.step = _nothing
 
     def lengths_of(self, episodes: Sequence[_Episode]) -> np.ndarray:
         return np.array([episode.length if self._lossless else self._of_observation for episode in episodes])
-
-    def append_episodes(self, batch: ContextBatch, episodes: Sequence[Episode], counts: np.ndarray) -> None:
-        batch.append(int(counts.max()), counts)
-
-    def append_latents(self, batch: ContextBatch, *_: Any) -> None:
-        batch.append(self._of_observation)
-
-    def append_raw(self, batch: ContextBatch, *_: Any) -> None:
-        batch.append(self._kept)
-
-    def append_steps(self, batch: ContextBatch, *_: Any) -> None:
-        batch.append(1)
-
-    def preceding_tokens(self, *_: Any) -> None:
-        pass
-
-    step = preceding_tokens
 
     def predict(self, batch: ContextBatch, actions: None, positions: None, preceding: Optional[Preceding]) -> None:
         batch.append(1)
@@ -103,16 +85,17 @@ class Replay:
         self.counts: dict[str, PhaseCounts] = {}
         self._facts = facts
         length = facts.context_length
-        self._store = TokenStore(_NoTensors(), length - 1, length - 3, facts.window == 'rebuild')
+        slab = SimpleNamespace(gather=_nothing, write=_nothing)
+        self._store = TokenStore(slab, length - 1, length - 3, facts.window == 'rebuild')
         self._tokens_per_step = 1 + facts.num_observations_tokens
         self._future = Future()
         configured = dict(strategy='lru' if strategy == BELADY else as_configured(strategy))
         self.manager = KVCacheManager(dict(kv_cache=configured), facts.env_num, on_release=self._store.release)
         # Not by the config, which refuses what this machine has no memory for: here entries have no tensors.
-        sizes = dict(init_pools=facts.init_size, recur_pool=recur_size, wm_pool=facts.wm_size)
-        for kind, pools in self.manager.pools().items():
-            for pool in pools:
-                pool.resize(sizes[kind])
+        for pool in self.manager.init_pools:
+            pool.resize(facts.init_size)
+        self.manager.wm_pool.resize(facts.wm_size)
+        self.manager.recur_pool.resize(recur_size)
         if strategy == BELADY:
             self.manager.recur_pool = BeladyPool(
                 recur_size, self._future, name='recur_pool', on_release=self._store.release, lock=self.manager.lock

@@ -62,9 +62,6 @@ class Results:
         bests = filter(None, map(self.best, self.shares))
         return next((best for best in bests if self.kept(best) >= KEPT_HITS), None)
 
-    def entries(self, outcome: Outcome) -> int:
-        return outcome.recur_size(self.survey.facts)
-
 
 def recommendation(results: Results) -> str:
     """What a user should do, in plain words, with the lines to paste."""
@@ -102,17 +99,15 @@ def recommendation(results: Results) -> str:
         'kv_cache.update(...)):',
         "  create_config.policy.import_names = ['lzero_kvcache.plugin']",
         f'  main_config.policy.model.world_model_cfg.kv_cache.update(strategy={strategy}, '
-        f'recur_pool=dict(size={results.entries(chosen)}))',
+        f'recur_pool=dict(size={chosen.recur_size(results.survey.facts)}))',
     ]
     return '\n'.join(lines)
 
 
 def hit_rates_table(results: Results) -> WideTable:
     shares, chosen = _shown(results), results.recommended()
-    table = WideTable(
-        'Hit rate of the recur pool (%) by its size, in % of the nodes of a search', ['strategy'],
-        [_percent(share) for share in shares]
-    )
+    title = 'Hit rate of the recur pool (%) by its size, in % of the nodes of a search'
+    table = WideTable(title, ['strategy'], [f'{100 * share:g}%' for share in shares])
     for name in results.names:
         outcomes = [results.of(name, share) for share in shares]
         cells = ['' if outcome is None else f'{100 * outcome.recur_pool.hit_rate:.1f}' for outcome in outcomes]
@@ -124,10 +119,9 @@ def hit_rates_table(results: Results) -> WideTable:
 
 def pools_table(results: Results, outcome: Outcome) -> WideTable:
     """What every pool would have seen, by phase."""
-    table = WideTable(
-        f'All pools, with {escape(outcome.strategy)} and {results.entries(outcome):,} entries for the recur pool',
-        ['phase', 'pool'], ['queries', 'hits', 'misses', 'evictions', 'hit rate']
-    )
+    entries = outcome.recur_size(results.survey.facts)
+    title = f'All pools, with {escape(outcome.strategy)} and {entries:,} entries for the recur pool'
+    table = WideTable(title, ['phase', 'pool'], ['queries', 'hits', 'misses', 'evictions', 'hit rate'])
     for (manager, phase), counts in sorted(outcome.counts.items()):
         for kind, stats in counts.pools.items():
             table.add_row(
@@ -174,13 +168,9 @@ def _shown(results: Results) -> list[float]:
     return sorted(spread | ({chosen.share} if chosen else set()))
 
 
-def _percent(share: float) -> str:
-    return f'{100 * share:g}%'
-
-
 def _size(results: Results, outcome: Outcome) -> str:
-    entries, nodes = results.entries(outcome), results.survey.facts.nodes_of_search
-    return f'{_percent(outcome.share)} of the nodes of a search ({entries:,} of {nodes:,} entries)'
+    entries, nodes = outcome.recur_size(results.survey.facts), results.survey.facts.nodes_of_search
+    return f'{100 * outcome.share:g}% of the nodes of a search ({entries:,} of {nodes:,} entries)'
 
 
 def _cost(results: Results, outcome: Outcome) -> str:

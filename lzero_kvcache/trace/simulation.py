@@ -80,11 +80,12 @@ def simulate(path: Path, jobs: Sequence[Job], workers: int, modules: Sequence[st
     Replay a trace once per job, in so many processes (1: this one), in which ``modules`` register strategies; the
     outcomes, as they are ready. A ValueError if the trace is damaged.
     """
-    if min(workers, len(jobs)) == 1:
+    workers = min(workers, len(jobs))
+    if workers == 1:
         yield from (run_job(path, job) for job in jobs)
         return
     # A fork would copy the threads' locks of whoever draws a progress bar.
-    executor = ProcessPoolExecutor(min(workers, len(jobs)), get_context('spawn'), _import_modules, (tuple(modules), ))
+    executor = ProcessPoolExecutor(workers, get_context('spawn'), _import_modules, (tuple(modules), ))
     try:
         for future in as_completed([executor.submit(run_job, path, job) for job in jobs]):
             yield future.result()
