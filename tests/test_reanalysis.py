@@ -114,9 +114,9 @@ def test_forwards_that_rebuild_are_bounded(monkeypatch):
     model = build_model(kv_cache=kv_cache(recur_pool=dict(size=3), wm_pool=dict(size=1)))
     largest, append = [], CachedModel.append
 
-    def watch(self, batch, tokens, *arguments):
+    def watch(self, batch, tokens, *arguments, **options):
         largest.append(len(tokens))
-        return append(self, batch, tokens, *arguments)
+        return append(self, batch, tokens, *arguments, **options)
 
     monkeypatch.setattr(CachedModel, 'append', watch)
     root, timesteps = begin_reanalysis(model)
