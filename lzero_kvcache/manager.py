@@ -21,17 +21,17 @@ class KVCacheManager:
     """
     Overview:
         The three kinds of pool of one world model: ``init_pools`` (root contexts, one pool per environment, carried
-        from step to step), ``recur_pool`` (nodes of the running search, all environments) and ``wm_pool`` (rows of
-        the last inference). Several threads may use one manager: its pools share ``lock``, which each operation holds.
+        from step to step), ``recur_pool`` (nodes of the running search, all environments) and ``wm_pool`` (rows of the
+        last inference). Several threads may use one manager: its pools share ``lock``, which each operation holds.
     Arguments:
-        - config (:obj:`Any`): An EasyDict, a dict or any object with attributes, normally ``world_model_cfg``. Read are
-            ``kv_cache`` (see ``KVCacheConfig``), ``num_simulations`` (default 50) and ``game_segment_length``, the
-            latter two for the sizes that ``kv_cache`` leaves open. With ``memory_budget_mb``, ``num_layers``,
-            ``embed_dim`` and ``context_length``, too.
+        - config (:obj:`Any`): An EasyDict, a dict or any object with attributes, normally ``world_model_cfg``. Reads
+            ``kv_cache`` (see ``KVCacheConfig``) and, for sizes that it leaves open, ``num_simulations`` (default 50)
+            and ``game_segment_length``. With ``memory_budget_mb`` also ``num_layers``, ``embed_dim`` and
+            ``context_length``.
         - env_num (:obj:`int`): The number of environments.
         - enable_stats (:obj:`bool`): Whether the pools count; False overrides ``kv_cache.enable_stats``.
-        - on_release (:obj:`Optional[Callable]`): Called with the values that leave a pool, as a list.
-        - measure (:obj:`Callable`): Tells how many bytes of keys and values a list of values holds.
+        - on_release (:obj:`Optional[Callable]`): As ``KVCachePool``.
+        - measure (:obj:`Callable`): Returns how many bytes of keys and values a list of values holds.
         - memory (:obj:`Optional[ContextMemory]`): What entries cost; None: a whole window each.
         - on_loss (:obj:`Optional[Callable]`): As ``KVCachePool``.
     Raises:
@@ -85,10 +85,7 @@ class KVCacheManager:
         return self.budget.fit(given, wanted)
 
     def describe(self) -> str:
-        """
-        Overview:
-            Mode, strategies, sizes and, where the model's dimensions are known, what full pools take, in a sentence.
-        """
+        """Mode, strategies, sizes and, if the model's dimensions are known, the memory of full pools, in a sentence."""
         config, sizes = self.config, self.sizes
         init, recur, wm = (
             name if isinstance(name, str) else name['type']
@@ -107,9 +104,7 @@ class KVCacheManager:
     def get_init_cache(self, env_id: int, cache_key: Hashable) -> Optional[Any]:
         """
         Overview:
-            Look a root context of an environment up.
-        Returns:
-            - kv_cache (:obj:`Optional[Any]`): What was set, or None.
+            Look a root context of an environment up. Result as ``KVCachePool.get``.
         Raises:
             - ValueError: If there is no such environment.
         """
@@ -125,71 +120,45 @@ class KVCacheManager:
         return self._init_pool(env_id).set(cache_key, kv_cache, priority)
 
     def get_recur_cache(self, cache_key: Hashable) -> Optional[Any]:
-        """
-        Overview:
-            Look a search node up. Arguments and result as ``KVCachePool.get``.
-        """
+        """Look a search node up. Arguments and result as ``KVCachePool.get``."""
         return self.recur_pool.get(cache_key)
 
     def set_recur_cache(self, cache_key: Hashable, kv_cache: Any, priority: Optional[float] = None) -> int:
-        """
-        Overview:
-            Store a search node. Arguments and result as ``KVCachePool.set``.
-        """
+        """Store a search node. Arguments and result as ``KVCachePool.set``."""
         return self.recur_pool.set(cache_key, kv_cache, priority)
 
     def get_wm_cache(self, cache_key: Hashable) -> Optional[Any]:
-        """
-        Overview:
-            Look a row of the last inference up. Arguments and result as ``KVCachePool.get``.
-        """
+        """Look a row of the last inference up. Arguments and result as ``KVCachePool.get``."""
         return self.wm_pool.get(cache_key)
 
     def set_wm_cache(self, cache_key: Hashable, kv_cache: Any, priority: Optional[float] = None) -> int:
-        """
-        Overview:
-            Store a row of the last inference. Arguments and result as ``KVCachePool.set``.
-        """
+        """Store a row of the last inference. Arguments and result as ``KVCachePool.set``."""
         return self.wm_pool.set(cache_key, kv_cache, priority)
 
     def hierarchical_get(self, env_id: int, cache_key: Hashable) -> Optional[Any]:
-        """
-        Overview:
-            Look a context up, among the environment's root contexts first, then among the search nodes. Result and
-            errors as ``get_init_cache``.
-        """
+        """Look up a root context, else a search node. Result and errors as ``get_init_cache``."""
         with self.lock:
             kv_cache = self.get_init_cache(env_id, cache_key)
             return self.get_recur_cache(cache_key) if kv_cache is None else kv_cache
 
     @property
     def is_whole(self) -> bool:
-        """
-        Overview:
-            Whether no operation has broken off and left a pool that is still to be emptied.
-        """
+        """False if an interrupted operation has left a pool that is still to be emptied."""
         return self.recur_pool.is_whole and self.wm_pool.is_whole and all(pool.is_whole for pool in self.init_pools)
 
     def pools(self) -> dict[str, list[KVCachePool]]:
-        """
-        Overview:
-            All pools by kind: 'init_pools', 'recur_pool', 'wm_pool'.
-        """
+        """All pools by kind: 'init_pools', 'recur_pool', 'wm_pool'."""
         return {'init_pools': self.init_pools, 'recur_pool': [self.recur_pool], 'wm_pool': [self.wm_pool]}
 
     def total_stats(self) -> dict[str, CacheStats]:
-        """
-        Overview:
-            A copy of the statistics by kind of pool, the environments' pools added up.
-        """
+        """A copy of the statistics by kind of pool, the environments' pools added up."""
         with self.lock:
             return {kind: sum((pool.stats for pool in pools), CacheStats()) for kind, pools in self.pools().items()}
 
     def memory_bytes(self) -> dict[str, int]:
         """
         Overview:
-            Bytes of keys and values that the entries of the pools hold. What several entries of one kind of pool share
-            counts once.
+            Bytes of keys and values in the pools. What several entries of one kind of pool share counts once.
         Returns:
             - memory (:obj:`Dict[str, int]`): ``{'init_pools': ..., 'recur_pool': ..., 'wm_pool': ...}``.
         """
@@ -200,36 +169,24 @@ class KVCacheManager:
             }
 
     def clear_all(self) -> None:
-        """
-        Overview:
-            Remove every entry of every pool. The statistics stay.
-        """
+        """Remove every entry of every pool. The statistics stay."""
         with self.lock:
             self.clear_init_caches()
             self.clear_recur_cache()
             self.wm_pool.clear()
 
     def clear_init_caches(self) -> None:
-        """
-        Overview:
-            Remove all root contexts.
-        """
+        """Remove all root contexts."""
         with self.lock:
             for pool in self.init_pools:
                 pool.clear()
 
     def clear_recur_cache(self) -> None:
-        """
-        Overview:
-            Remove all search nodes.
-        """
+        """Remove all search nodes."""
         self.recur_pool.clear()
 
     def reset_stats(self) -> None:
-        """
-        Overview:
-            Let every pool count from zero again. The entries stay.
-        """
+        """Let every pool count from zero again. The entries stay."""
         with self.lock:
             for pools in self.pools().values():
                 for pool in pools:

@@ -20,24 +20,24 @@ SLOTS_SHOWN = 5
 class KVCachePool:
     """
     Overview:
-        A bounded map from keys to cached values. A full pool evicts by its strategy. The pool keeps what it is given
-        by reference and never looks inside. ``stats`` counts, ``peak_entries`` is the most it has ever held. Get, set
-        and eviction cost O(1), with 'priority' O(log n); with 'tree' an eviction costs O(n).
-        Several threads may use one pool: each operation holds ``lock``, which also makes one of several, as in
-        ``with pool.lock: ...``. An operation that breaks off, by Ctrl-C or a strategy that raises, leaves a pool of
-        which ``is_whole`` is False; the next one empties it. Where the strategy raises, or names a victim that it does
-        not hold, the operation raises an EvictionStrategyError, which is a RuntimeError.
+        A bounded map from keys to cached values. A full pool evicts by its strategy. It keeps values by reference and
+        never looks inside. ``stats`` counts; ``peak_entries`` is the most it has ever held. Get, set and eviction cost
+        O(1), with 'priority' O(log n); with 'tree' an eviction costs O(n).
+        Several threads may use one pool: each operation holds ``lock``. Hold it yourself, as in ``with pool.lock:
+        ...``, to make several operations one. An operation that breaks off, by Ctrl-C or a strategy that raises, sets
+        ``is_whole`` to False; the next operation empties the pool. A strategy that raises, or names a victim that the
+        pool does not hold, raises an EvictionStrategyError, which is a RuntimeError.
     Arguments:
         - pool_size (:obj:`int`): The number of entries that fit.
         - eviction_strategy (:obj:`Union[EvictionStrategy, str, dict]`): A member of ``EvictionStrategy``, a name in
             ``EVICTION_REGISTRY``, or ``dict(type=name, **options)``.
         - enable_stats (:obj:`bool`): Whether ``stats`` counts.
-        - name (:obj:`str`): The pool's name, for error messages.
-        - on_release (:obj:`Optional[Callable]`): Called with a list of the values that leave the pool by eviction, by
-            being overwritten, or by ``clear``.
+        - name (:obj:`str`): For error messages.
+        - on_release (:obj:`Optional[Callable]`): Called with a list of the values that leave the pool: evicted,
+            overwritten or cleared.
         - lock (:obj:`Optional[CopyableLock]`): For pools whose values share something; None: one of its own.
-        - on_loss (:obj:`Optional[Callable]`): Called in place of ``on_release`` where a pool is emptied because an
-            operation has broken off: which of its last values it has released already is not known then.
+        - on_loss (:obj:`Optional[Callable]`): Called instead of ``on_release`` when an interrupted operation has
+            emptied the pool. It is not known then which of the last values have been released.
     Raises:
         - ValueError: On a size below 1 or a strategy that is not registered.
     """
@@ -81,13 +81,12 @@ class KVCachePool:
     def set(self, cache_key: Hashable, kv_cache: Any, priority: Priority = None) -> int:
         """
         Overview:
-            Store ``kv_cache`` under ``cache_key``, overwriting what the key had, else evicting an entry if the pool is
-            full.
+            Store ``kv_cache`` under ``cache_key``. Overwrites the key's former value; else a full pool evicts an entry.
         Arguments:
             - cache_key (:obj:`Union[int, str]`): The key.
             - kv_cache (:obj:`Any`): The value, kept by reference.
-            - priority (:obj:`Union[float, SearchTreeNode, None]`): For the strategies that look at it; None keeps a
-                key's former priority.
+            - priority (:obj:`Union[float, SearchTreeNode, None]`): For strategies that use one; None keeps the key's
+                former priority.
         Returns:
             - slot (:obj:`int`): The slot of the entry. The same key keeps its slot.
         Raises:
@@ -101,7 +100,7 @@ class KVCachePool:
     ) -> list[int]:
         """
         Overview:
-            ``set`` for each key in turn, with a value and a priority each. What leaves is released at once, after the
+            ``set`` for each key in turn, with a value and a priority each. What leaves is released together, after the
             last.
         Raises:
             - ValueError: As ``set``, and if the lengths differ; nothing is stored then.
@@ -165,12 +164,7 @@ class KVCachePool:
         return self.get_many([cache_key])[0]
 
     def get_many(self, cache_keys: Sequence[Hashable]) -> list[Optional[Any]]:
-        """
-        Overview:
-            ``get`` for each key in turn.
-        Raises:
-            - ValueError: As ``get``, before anything is looked up.
-        """
+        """``get`` for each key in turn. A bad key raises its ValueError before anything is looked up."""
         for cache_key in cache_keys:
             if type(cache_key) not in KEY_TYPES:
                 self._check_key(cache_key)
@@ -196,10 +190,7 @@ class KVCachePool:
         return kv_caches
 
     def peek(self, cache_key: Hashable) -> Optional[Any]:
-        """
-        Overview:
-            As ``get``, without counting a query or a use.
-        """
+        """As ``get``, without counting a query or a use."""
         self._check_key(cache_key)
         with self.lock:
             slot = self._whole_index().get(cache_key)
@@ -221,37 +212,23 @@ class KVCachePool:
             self._evict()
 
     def evict(self) -> None:
-        """
-        Overview:
-            Let the strategy's next victim leave.
-        Raises:
-            - ValueError: If the pool is empty.
-        """
+        """Let the strategy's next victim leave. A ValueError if the pool is empty."""
         with self.lock:
             if not len(self):
                 raise ValueError(f"pool '{self.name}' is empty: there is nothing to evict")
             self._change(self._evict)
 
     def clear(self) -> None:
-        """
-        Overview:
-            Remove all entries. The statistics stay, and what leaves this way does not count as evicted.
-        """
+        """Remove all entries. The statistics stay, and the removed entries do not count as evicted."""
         self._change(self._reset_index)
 
     def keys(self) -> Iterator[Hashable]:
-        """
-        Overview:
-            The keys of all entries, in no particular order.
-        """
+        """The keys of all entries, in no particular order."""
         with self.lock:
             return iter(list(self._whole_index()))
 
     def values(self) -> list[Any]:
-        """
-        Overview:
-            The values of all entries, in no particular order.
-        """
+        """The values of all entries, in no particular order."""
         with self.lock:
             return [self._value_of_slot[slot] for slot in self._whole_index().values()]
 

@@ -14,19 +14,17 @@ from .search import Search
 
 
 class SearchContexts:
-    """
-    Looks contexts up in the pools, lets those that are missing be computed again, and caches new ones. What is computed
-    is ``forward``'s business.
+    """Looks contexts up in the pools, has missing ones computed again by ``forward``, and caches new ones.
 
     Args:
         manager: The pools, whose values are contexts.
         store: Where the contexts lie.
         stats: Counts what misses cost.
-        lossless: Whether a context that no pool has may be used if it is still there, and computed from its ancestors.
+        lossless: Whether a missing context may still be used if its tokens are there, and computed from its ancestors.
         tokens_per_step: Tokens of an action and the latent state that follows.
 
     Attributes:
-        last_missing: Rows of the last inference whose contexts no pool had.
+        last_missing: Rows of the last inference without a context in any pool.
     """
 
     def __init__(
@@ -47,8 +45,7 @@ class SearchContexts:
     def resume(
             self, forward: Any, episodes: Sequence[Episode], env_ids: Sequence[int], are_running: Sequence[bool]
     ) -> tuple[ContextBatch, int]:
-        """
-        The contexts of episodes so far, with room for one step.
+        """Gather the contexts of episodes so far, with room for one step.
 
         Args:
             forward: Computes.
@@ -83,7 +80,7 @@ class SearchContexts:
             self, search: Search, roots: Sequence[int], contexts: Sequence[Context], episodes: Sequence[Episode],
             env_ids: Sequence[int], priorities: Sequence[Optional[float]]
     ) -> None:
-        """Cache the contexts of a search's roots, which continue the episodes of environments, in their init pools."""
+        """Cache the contexts of a search's roots, which continue episodes, in their environments' init pools."""
         for root, episode, env_id, priority in zip(roots, episodes, env_ids, priorities):
             search.env_ids[root], search.episodes[root], search.priorities[root] = env_id, episode, priority
         self.cache(search, roots, contexts)
@@ -94,7 +91,7 @@ class SearchContexts:
             self._pinned = [self._store.retain(context) for context in contexts]
 
     def hold(self, episode: Episode, context: Optional[Context]) -> None:
-        """Let an episode hold on to a context in place of its former one, where misses lose nothing."""
+        """Let an episode hold a context in place of its former one, where misses lose nothing."""
         if episode.context is not None:
             self._store.release([episode.context])
         episode.context = self._store.retain(context) if self._lossless and context is not None else None
@@ -107,19 +104,18 @@ class SearchContexts:
     def expand(
             self, forward: Any, search: Search, nodes: Sequence[int], actions: Any, positions: Optional[np.ndarray]
     ) -> tuple[Any, list[int], list[Context]]:
-        """
-        Take an action at each of some nodes.
+        """Take an action at each of some nodes.
 
         Args:
             forward: Computes.
             search: The nodes' search.
             nodes: One per row.
             actions: One per row.
-            positions: Rotary positions of the new tokens, ``[B, T]``, where they count.
+            positions: Rotary positions of the new tokens, [B, T]; None with learned ones.
 
         Returns:
-            What ``forward`` predicts, the lengths of the nodes' contexts, and the new contexts, each held once, by the
-            caller.
+            The predictions of ``forward``, the lengths of the nodes' contexts, and the new contexts, each held once, by
+            the caller.
         """
         found = self._look_up(search, nodes)
         missing = [row for row, context in enumerate(found) if context is None]
@@ -172,7 +168,7 @@ class SearchContexts:
     def _take_over(
             self, search: Search, wanted: set[int], made: Sequence[Union[int, Context]], contexts: Sequence[Context]
     ) -> None:
-        """Let what has been computed again take its place, and cache what the search has asked for."""
+        """Replace raw contexts by encoded ones, and cache recomputed nodes that the search has asked for."""
         missing = {}
         for owner, context in zip(made, contexts):
             if isinstance(owner, Context):
@@ -185,10 +181,7 @@ class SearchContexts:
         self._store.release(contexts)
 
     def peek(self, forward: Any, search: Search, nodes: Sequence[int]) -> list[Context]:
-        """
-        The contexts of nodes, for one who does not take part in the search: the pools stay as they are. Each is held
-        once more, by the caller.
-        """
+        """The contexts of nodes, each held once more, by the caller. The pools stay as they are."""
         contexts = [self._peek(search, number) for number in nodes]
         missing = [row for row, context in enumerate(contexts) if context is None]
         for context in contexts:

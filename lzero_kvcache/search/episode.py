@@ -7,12 +7,11 @@ FIRST_STEP, CONTINUES, COLD_START, NO_EPISODE = range(4)
 
 
 class Episode:
-    """
-    The context that an environment's running episode makes.
+    """The context of an environment's running episode.
 
     Attributes:
-        key: Where its last root is cached; None: the context is to be computed again, or there is none.
-        context: The last context, held by the episode whatever the pools evict.
+        key: Where its last root is cached; None: the context has to be computed again, or there is none.
+        context: The last one, which the episode holds whatever the pools evict.
     """
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Missing contexts of a search's nodes, computed again from what they descend from."""
+"""Computes missing contexts of a search's nodes again."""
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,12 @@ MOST_TOKENS = 1024
 
 @dataclass
 class Route:
-    """
-    The way to a node's context.
+    """The way to a node's context.
 
     Attributes:
         number: The node.
-        context: What the way goes on from, held by the route.
-        steps: The nodes on the way, the node itself last; none: the context is there, if it may be raw.
+        context: Where the way begins, held by the route.
+        steps: The nodes on the way, the node itself last; empty: the context is there, though it may be raw.
     """
     number: int
     context: Context
@@ -34,11 +33,10 @@ class Route:
 
 @dataclass
 class Preceding:
-    """
-    Tokens that the first rows of a batch append, one each, so that the other rows can go on from them.
+    """Tokens that the first rows of a batch append, one each, so that the other rows can go on from them.
 
     Attributes:
-        made: Of each context that they make, the node that it is for, or the raw context that it replaces.
+        made: Of each context that they make, its node, or the raw context that it replaces.
         ends: The rows that these contexts end with.
         count: How many rows there are.
         tokens: What ``Forward`` appends to them.
@@ -52,14 +50,13 @@ class Preceding:
 
 
 class ContextRebuilder:
-    """
-    Computes missing contexts again: from the nearest ancestor whose context is still there, by the steps from there to
-    the node, many in one forward; or, as in the release, from the node's latent state alone.
+    """Computes missing contexts again: from the nearest ancestor with a context, many steps in one forward; or, as the
+    release, from the node's latent state alone.
 
     Args:
         store: Where the contexts lie.
         stats: Counts what misses cost.
-        lossless: Whether ancestors are looked at.
+        lossless: Whether to go on from ancestors.
         tokens_per_step: Tokens of an action and the latent state that follows.
     """
 
@@ -138,14 +135,13 @@ class ContextRebuilder:
     def gather(
             self, forward: Any, search: Search, found: Sequence[Optional[Context]], routes: Mapping[int, Route]
     ) -> tuple[ContextBatch, Optional[Preceding]]:
-        """
-        Bring contexts together, with room for one step. What leads to missing and raw ones precedes it in the same
-        batch, one row per token.
+        """Bring contexts together, with room for one step. The tokens of missing and raw contexts precede it in the
+        same batch, one row per token.
 
         Args:
             forward: Computes.
             search: The nodes' search.
-            found: One context per row; None where it is missing or raw.
+            found: One context per row; None: it is missing or raw.
             routes: The ways to those, by row.
 
         Returns:
@@ -237,7 +233,7 @@ class ContextRebuilder:
         return number, context, steps[::-1]
 
     def whole_context(self, search: Search, number: int) -> Optional[Context]:
-        """The context last computed for a node, if all its tokens are there, whatever the pools hold; not held."""
+        """The context last computed for a node, not held, if the store still has all its tokens."""
         context = search.contexts[number]
         return context if context is not None and self._store.is_whole(context) else None
 

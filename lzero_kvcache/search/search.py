@@ -13,20 +13,19 @@ MOST_NODES = 2 ** 32
 
 
 class Search:
-    """
-    One batched search. Everything about a node is found by its number: simulation * batch + row in a search that
-    expands all rows in each simulation.
+    """One batched search. Every node has a number: simulation * batch + row in a search that expands all rows each
+    time.
 
     Attributes:
-        first_key: The pools' key of node 0; node n has the n-th after it, which no other search's node has.
+        first_key: The pools' key of node 0. Node n has the n-th key after it, unique among all searches.
         phase: 'collect', 'eval', 'reanalyze' or 'unknown'.
         nodes: What the search knows of its nodes.
         timesteps: Timesteps of the roots and of other nodes without a parent, by number, int64.
-        env_ids, episodes: Of roots that continue an environment's episode, by number: whose init pool holds the
-            context, and the episode.
-        contexts: By number, the last one computed for the node, whose tokens may outlive its eviction.
+        env_ids, episodes: Of roots that continue an environment's episode, by number: the environment whose init pool
+            holds the context, and the episode.
+        contexts: By number, the node's last computed one. Its tokens may outlive its eviction.
         priorities: By number, what the node's pool is told of it.
-        tree: What strategies that follow the search are told, where there is one.
+        tree: What strategies that follow the search are told, if one does.
         tensors: Latent states and actions, where there are any.
     """
 
@@ -46,7 +45,7 @@ class Search:
         self.tensors = tensors
 
     def add(self, numbers: np.ndarray, priorities: Sequence[Priority]) -> list[int]:
-        """Let nodes that ``nodes`` has got just now take part; returns their numbers."""
+        """Let the newest of ``nodes`` take part; returns their numbers."""
         added = numbers.tolist()
         self.contexts.extend([None] * len(added))
         if self.tree is not None:
@@ -56,11 +55,10 @@ class Search:
         return added
 
     def add_strays(self, rows: Sequence[int], depths: Sequence[int], timesteps: np.ndarray) -> list[int]:
-        """
-        Add nodes without a parent, states that the search has not got from the model; returns their numbers.
+        """Add nodes without a parent, states that the model has not predicted; returns their numbers.
 
         Args:
-            rows: Where they stand in a batch: below the roots' number their timesteps are those of these roots.
+            rows: Their rows in a batch. Those that belong to roots take these roots' timesteps.
             depths: Actions since the root.
             timesteps: Of the others.
         """
@@ -77,11 +75,11 @@ class Search:
         return None if parent < 0 else parent
 
     def timesteps_of(self, numbers: np.ndarray) -> np.ndarray:
-        """Timesteps of the roots that nodes descend from, ``[B]``."""
+        """Timesteps of the nodes' roots, [B]."""
         return self.timesteps[self.nodes.trees[numbers]]
 
     def recover(self) -> None:
-        """Go on from the nodes that an inference which broke off has left whole. None knows a context any more."""
+        """Go on from the nodes that an interrupted inference has left whole. None knows a context any more."""
         self.nodes.num_nodes = len(self.priorities)
         while self.nodes.ends and self.nodes.ends[-1] > self.nodes.num_nodes:
             self.nodes.ends.pop()

@@ -7,14 +7,13 @@ import numpy as np
 
 
 class Context:
-    """
-    One cached context: which tokens of the store it consists of. Contexts share tokens, and several pools may hold the
-    same context.
+    """One cached context: which tokens of the store it consists of. Contexts share tokens, and several pools may hold
+    the same context.
 
     Attributes:
-        table: Where its tokens lie in the store, oldest first, int64 ``[length]``.
+        table: Where its tokens lie in the store, oldest first, int64 [length].
         made_at: The store's count of writes by then.
-        is_raw: Whether only its raw tokens are there, which are encoded when it is first gone on from.
+        is_raw: Whether only its raw tokens are there, to be encoded when a step first goes on from it.
         holders: How many hold it.
     """
     __slots__ = ('table', 'made_at', 'holders', 'is_raw')
@@ -30,13 +29,12 @@ class Context:
 
 
 class TokenLinks:
-    """
-    Which tokens of a batch's contexts are appended to other rows of the same batch: their keys and values are known
-    layer by layer only, and their places in the store once the other rows are stored.
+    """Tokens of a batch's contexts that other rows of the same batch append. Each layer computes their keys and values
+    on the way; their places in the store are known once the other rows are stored.
 
     Attributes:
-        columns: Where they belong, counted through the rows of the batch, ``[N]``.
-        rows: The rows that they are appended to, as their first, ``[N]``.
+        columns: Where they belong, counted through the rows of the batch, [N].
+        rows: The rows that append them, as their first, [N].
         follow: Brings the keys and values of a layer to where they belong; set where there are tensors.
     """
 
@@ -52,17 +50,16 @@ class TokenLinks:
 
 
 class ContextBatch:
-    """
-    Contexts of unequal lengths side by side, one per row, and the tokens that an inference appends to them. A row's
-    context lies on the left of its columns; what is appended lies to the right of all contexts, in the same columns for
+    """Contexts of unequal lengths side by side, one per row, and the tokens that an inference appends to them. A row's
+    context lies on the left of its columns; appended tokens lie to the right of all contexts, in the same columns for
     all rows. The batch holds its contexts within a ``with`` block.
 
     Attributes:
-        index: Where in the store the tokens lie, ``[B, width + room]``.
-        lengths: The contexts' lengths, ``[B]``.
+        index: Where in the store the tokens lie, [B, width + room].
+        lengths: The contexts' lengths, [B].
         width: The columns of the contexts, as many as the longest has tokens.
         used: The columns so far.
-        kv: Keys (0) and values (1), ``[B, width + room, num_layers, 2, num_heads, head_dim]``, where there are tensors;
+        kv: Keys (0) and values (1), [B, width + room, num_layers, 2, num_heads, head_dim], where there are tensors;
             finite everywhere, since attention multiplies what it masks by 0 and 0 * nan is nan.
         embeddings, positions: By append, the raw tokens and their rotary positions.
         links: There where rows go on from others of the same batch.
@@ -101,17 +98,16 @@ class ContextBatch:
         return len(self.lengths)
 
     def append(self, num_tokens: int, counts: Optional[np.ndarray] = None) -> tuple[np.ndarray, Any]:
-        """
-        Take the next columns.
+        """Take the next columns.
 
         Args:
             num_tokens: The columns T.
-            counts: How many of them, on the right, belong to each row, ``[B]``; None: all.
+            counts: How many of them, on the right, belong to each row, [B]; None: all.
 
         Returns:
-            The place of each token in its row, counted from 0, ``[B, T]`` or, for all rows, ``[1, T]`` (0 where a
-            column does not belong to a row), and a mask on the device, what each token attends to: its own row's tokens
-            up to itself, ``[B or 1, 1, T, used]``; None: every column.
+            The place of each token in its row, from 0, [B, T] or, for all rows, [1, T] (0 where a column does not
+            belong to a row), and a mask on the device, [B or 1, 1, T, used]: each token attends to its own row's tokens
+            up to itself. None: it attends to every column.
         """
         before = self.used
         self.used += num_tokens
@@ -172,7 +168,7 @@ class ContextBatch:
         return self.to_device(mask)
 
     def _visible(self, columns: int) -> np.ndarray:
-        """Which of the first columns are a row's own, ``[B, columns]``."""
+        """Which of the first columns are a row's own, [B, columns]."""
         visible = np.ones((len(self), columns), dtype=bool)
         visible[:, :self.width] = np.arange(self.width) < self.lengths[:, None]
         if self._belongs is not None:
@@ -180,12 +176,8 @@ class ContextBatch:
         return visible
 
     def appended_places(self) -> tuple[np.ndarray, Optional[np.ndarray]]:
-        """
-        Where the appended tokens are.
-
-        Returns:
-            Their places in their rows, ``[B, used - width]`` or, for all rows, ``[1, used - width]`` (anywhere where a
-            column does not belong to a row), and whether a column belongs to a row, the same shape; None: all do.
+        """Places of the appended tokens in their rows, [B, used - width] or, for all rows, [1, used - width], and which
+        of these belong to a row, in the same shape; None: all do. The other places mean nothing.
         """
         if not self.is_ragged:
             return np.arange(self.width, self.used)[None], None
@@ -194,5 +186,5 @@ class ContextBatch:
         return (self.lengths[:, None] + self._belongs.cumsum(1) - 1).clip(0), self._belongs
 
     def final_lengths(self) -> np.ndarray:
-        """Tokens of each row, the appended ones included, ``[B]``."""
+        """Tokens of each row, the appended ones included, [B]."""
         return self._filled if self.is_ragged else np.full(len(self), self.used)

@@ -6,9 +6,8 @@ import torch
 
 
 def tensor_bytes(values: Sequence[Any]) -> int:
-    """
-    Bytes of all tensors and arrays that are found in values, in containers and in attributes of objects (such as
-    LightZero's ``KeysValues``). What is met twice counts once.
+    """Bytes of all tensors and arrays in values, their containers and attributes (such as LightZero's ``KeysValues``);
+    each counts once.
     """
     total, met, waiting = 0, set(), list(values)
     while waiting:

@@ -10,10 +10,7 @@ from .context import ContextBatch, TokenLinks
 
 @dataclass(frozen=True)
 class TokenShape:
-    """
-    The dimensions of one token's keys and values. With ``keep_embeddings`` the raw token is kept beside them, so that
-    it can be encoded again.
-    """
+    """The dimensions of one token's keys and values. ``keep_embeddings`` keeps the raw token, to encode it again."""
     num_layers: int
     num_heads: int
     head_dim: int
@@ -27,10 +24,9 @@ class TokenShape:
 
 
 class TokenSlab:
-    """
-    Each token's keys and values once, in one growing tensor ``[tokens, num_layers, 2, num_heads, head_dim]``. Where the
-    model has ``place_offsets``, what a token's place in its row contributes, ``[places, num_layers, 2, num_heads,
-    head_dim]``, the slab is without them, so that a token may move to another place.
+    """Each token's keys and values once, in one growing tensor, [tokens, num_layers, 2, num_heads, head_dim]. If the
+    model has ``place_offsets``, what a token's place contributes, [places, num_layers, 2, num_heads, head_dim], the
+    slab leaves it out, so that tokens can move.
     """
 
     def __init__(self, shape: TokenShape) -> None:
@@ -40,7 +36,7 @@ class TokenSlab:
         self._positions: Optional[np.ndarray] = None
 
     def tensor(self, size: int, like: torch.Tensor) -> torch.Tensor:
-        """Keys and values of at least ``size`` tokens, of the dtype and device of ``like`` where there are none yet."""
+        """Keys and values of at least ``size`` tokens. A new slab has the dtype and device of ``like``."""
         if self._kv is None or len(self._kv) < size:
             self._grow(size, like if self._kv is None else self._kv)
         return self._kv
@@ -57,12 +53,11 @@ class TokenSlab:
             batch.links.follow = _Follow(batch, batch.links, offsets)
 
     def write(self, batch: ContextBatch, new: np.ndarray, chosen: Optional[np.ndarray], size: int, model: Any) -> None:
-        """
-        Write what has been appended to a batch.
+        """Write the tokens that were appended to a batch.
 
         Args:
             batch: The rows.
-            new: Where its tokens go, ``[N]``.
+            new: Where its tokens go, [N].
             chosen: Which of the appended columns, counted through the rows, are tokens; None: all.
             size: How many tokens the slab has to hold.
             model: Whose keys and values they are.
@@ -84,13 +79,13 @@ class TokenSlab:
             self.write_raw(new, _rows(torch.cat(batch.embeddings, 1), rows), positions)
 
     def write_raw(self, new: np.ndarray, tokens: torch.Tensor, positions: Optional[np.ndarray]) -> None:
-        """Keep raw tokens, ``[N, E]``, and their rotary positions, ``[N]``, where the shape keeps them."""
+        """Keep raw tokens, [N, E], and their rotary positions, [N]; needs ``keep_embeddings``."""
         self._raw.index_copy_(0, self._on_device(new), tokens)
         if positions is not None:
             self._positions[new] = positions
 
     def raw(self, index: np.ndarray) -> tuple[torch.Tensor, np.ndarray]:
-        """Raw tokens, ``[*index.shape, E]``, and their rotary positions, where the shape keeps them."""
+        """Raw tokens, [*index.shape, E], and their rotary positions; needs ``keep_embeddings``."""
         return self._raw[self._on_device(index)], self._positions[index]
 
     @property
@@ -99,7 +94,7 @@ class TokenSlab:
         return self._kv[0].numel() * self._kv.element_size()
 
     def fits(self, like: torch.Tensor) -> bool:
-        """Whether the slab, if there is one, is of a tensor's dtype and device."""
+        """Whether the slab, if there is one, has a tensor's dtype and device."""
         return self._kv is None or (self._kv.dtype, self._kv.device) == (like.dtype, like.device)
 
     def drop(self) -> None:
@@ -135,7 +130,7 @@ class TokenSlab:
 
 
 class _Follow:
-    """Brings the keys and values of one layer, as far as they have been computed, to where later rows need them."""
+    """Copies a layer's keys and values, once computed, to where later rows need them."""
 
     def __init__(self, batch: ContextBatch, links: TokenLinks, offsets: Optional[torch.Tensor]) -> None:
         self._kv = batch.kv.flatten(0, 1)

@@ -13,10 +13,8 @@ ONE = np.int32(1)
 
 
 class TokenStore:
-    """
-    Which tokens there are, and how many contexts consist of each: a child's context is its parent's and a few tokens of
-    its own. Their keys and values lie in ``slab``. ``expected_tokens``, where set, are how many tokens there will be at
-    most: the store doubles no further.
+    """Counts how many contexts consist of each token: a child's context is its parent's and a few tokens of its own.
+    Their keys and values lie in ``slab``. ``expected_tokens``, if set, bounds the doubling of the store.
 
     Args:
         slab: Where the tensors are, e.g. a ``TokenSlab``.
@@ -53,13 +51,12 @@ class TokenStore:
     def gather(
             self, beginnings: Sequence[Union[Context, int, None]], room: int, model: Any, ends: Sequence[int] = ()
     ) -> ContextBatch:
-        """
-        Bring contexts together, with room for more tokens.
+        """Bring contexts together, with room for more tokens.
 
         Args:
-            beginnings: By row, a live context, None for no tokens yet, or the number of an earlier row: such a row
-                begins with that row's context and the token that is appended to it, so that what takes several steps is
-                computed at once, one row per token.
+            beginnings: By row, a live context, None for no tokens yet, or the number of an earlier row. The latter row
+                begins with the earlier row's context and appended token: so one forward computes several steps, one row
+                per token.
             room: The columns that will be appended.
             model: Whose keys and values they are.
             ends: The rows that end a step, after which a context is shortened.
@@ -100,16 +97,15 @@ class TokenStore:
         return batch
 
     def index_of(self, contexts: Sequence[Context], new: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """
-        The tokens of a step.
+        """The tokens of a step.
 
         Args:
             contexts: What the step goes on from, one per row.
-            new: The reserved places of the tokens that it adds, ``[B, T]``.
+            new: The reserved places of the tokens that it adds, [B, T].
 
         Returns:
-            The tables of the contexts, left-aligned, padded by ``PADDING``, and on their right the places of the new
-            tokens, ``[B, W + T]``, and the contexts' lengths.
+            The tables of the contexts, left-aligned and padded by ``PADDING``, with the places of the new tokens on
+            their right, [B, W + T]; and the contexts' lengths.
         """
         tables = [context.table for context in contexts]
         lengths = [len(table) for table in tables]
@@ -125,8 +121,7 @@ class TokenStore:
     def add(
             self, batch: ContextBatch, model: Any, rows: Optional[Sequence[int]] = None, shortens: bool = True
     ) -> list[Context]:
-        """
-        Store what has been appended to a batch.
+        """Store what has been appended to a batch.
 
         Args:
             batch: The rows, within their ``with`` block.
@@ -135,7 +130,7 @@ class TokenStore:
             shortens: Whether contexts at the limit are shortened.
 
         Returns:
-            One context per wanted row, its former context and what was appended, each held once, by the caller.
+            One context per wanted row, with what was appended, each held once, by the caller.
         """
         _, belongs = batch.appended_places()
         chosen = None if belongs is None else np.flatnonzero(belongs)
@@ -152,11 +147,8 @@ class TokenStore:
         return contexts
 
     def extend(self, index: np.ndarray, lengths: Sequence[int], count: int) -> list[Context]:
-        """
-        Contexts that a step of ``count`` tokens has made longer, each held once, by the caller.
-
-        Args:
-            index, lengths: As ``index_of`` returns them.
+        """The contexts after a step of ``count`` tokens, each held once, by the caller. ``index`` and ``lengths`` as
+        ``index_of``.
         """
         width = index.shape[1] - count
         if min(lengths) == width:
@@ -180,7 +172,7 @@ class TokenStore:
         return [Context(table, writes, is_full and encodes_again) for table, is_full in zip(tables, are_full)]
 
     def _let_unheld_go(self, new: np.ndarray) -> None:
-        """Tokens that have been stored on the way to others, and that no context consists of."""
+        """Free tokens that were stored only on the way to others."""
         self._free.extend(new[self._holders[new] == 0].tolist())
 
     def replace(self, context: Context, encoded: np.ndarray) -> None:
@@ -197,7 +189,7 @@ class TokenStore:
         return context
 
     def is_whole(self, context: Context) -> bool:
-        """Whether a context's tokens are all still there: it is held, or others hold what it consists of."""
+        """Whether all tokens of a context are still there, because it is held or others hold them."""
         if context.holders:
             return True
         if context.made_at <= self._writes_before:
@@ -206,7 +198,7 @@ class TokenStore:
         return bool(self._holders[table].all() and (self._written_at[table] <= context.made_at).all())
 
     def release(self, contexts: Iterable[Context]) -> None:
-        """Hold contexts once less. With a context's last holder its tokens go, but for those that are others', too."""
+        """Hold contexts once less. A context's last holder frees its tokens, except those that other contexts share."""
         leaving = []
         for context in contexts:
             context.holders -= 1
@@ -229,15 +221,12 @@ class TokenStore:
         return len(np.unique(np.concatenate(tables))) * self.slab.token_bytes if tables else 0
 
     def drop_memory(self) -> None:
-        """
-        Give the slab's memory back, e.g. because the model has moved to another device. No context that was made before
-        is whole any more.
-        """
+        """Give the slab's memory back, e.g. after a move of the model. No former context is whole any more."""
         self._forget_tokens()
         self.slab.drop()
 
     def reserve(self, count: int) -> np.ndarray:
-        """Places for new tokens, int64 ``[count]``. Nobody holds them yet."""
+        """Places for new tokens, int64 [count]. Nobody holds them yet."""
         if len(self._free) < count:
             self._grow(max(self._up_to_expected(2 * self.size), self.size + count))
         taken = self._free[:-count - 1:-1] if count else []

@@ -27,13 +27,7 @@ ADDED_UNITS = 8
 
 
 def in_sequence(module: nn.Module) -> Function:
-    """
-    A module's forward in eval mode, on its own parameters, with as few calls as its structure allows. A module of
-    unknown structure is called as it is.
-
-    Returns:
-        (N, in) to (N, out), or of what the module makes for each row.
-    """
+    """A module's eval-mode forward on its own parameters, from [N, in], in as few calls as its structure allows."""
     steps = _steps(module)
     if len(steps) == 1:
         return steps[0]
@@ -47,7 +41,7 @@ def in_sequence(module: nn.Module) -> Function:
 
 
 def is_plain_embedding(module: nn.Module) -> bool:
-    """Whether a module does nothing but look rows of its weight up."""
+    """Whether a module only looks up rows of its weight."""
     return type(module) is nn.Embedding and module.max_norm is None and not runs_its_own_forward(module)
 
 
@@ -104,9 +98,8 @@ def _begins_with_linear_and_gelu(modules: Sequence[nn.Module]) -> bool:
 
 
 def in_parallel(first: nn.Module, second: nn.Module) -> Callable[[torch.Tensor], tuple[Any, Any]]:
-    """
-    Two modules on the same input. Where both begin with a linear layer and the same activation, these two steps are
-    taken at once for both, and the linear layers that follow, too, where a call costs more than a product.
+    """Two modules on the same input. If both begin with a linear layer and the same activation, one call runs both
+    beginnings; if a call costs more than a product, one call also runs the two linear layers that follow.
     """
     parts = [_modules_of_sequence(module) for module in (first, second)]
     if not all(_begins_with_linear_and_gelu(part) for part in parts) or (
@@ -144,9 +137,8 @@ def _modules_of_sequence(module: nn.Module) -> list[nn.Module]:
 
 
 class CachedBlock:
-    """
-    A stock transformer block on its own parameters, with one product for queries, keys and values. The fused weights
-    are a copy of the block's: they belong to the weights of the moment.
+    """A stock transformer block on its own parameters, with one product for queries, keys and values. The fused weights
+    are copies: a block whose weights change needs a new instance.
     """
 
     def __init__(self, block: Block) -> None:
@@ -162,18 +154,17 @@ class CachedBlock:
     def __call__(
             self, x: torch.Tensor, columns: LayerColumns, mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
     ) -> torch.Tensor:
-        """
-        Run tokens through the block.
+        """Run tokens through the block.
 
         Args:
-            x: The tokens, (B * T, E).
-            columns: What they are added to and attend to.
-            mask: What is added to each token's attention, (B, 1, T, columns); None: it attends to every column.
-            rotation: Of rotary positions, complex, (B, T, 1, 1, head_dim / 2), or cosines and sines in one more
+            x: The tokens, [B * T, E].
+            columns: Receives their keys and values, and holds what they attend to.
+            mask: Added to each token's attention, [B, 1, T, columns]; None: it attends to every column.
+            rotation: Of rotary positions, complex, [B, T, 1, 1, head_dim / 2], or cosines and sines in one more
                 dimension.
 
         Returns:
-            Of the rows that ``columns`` wants, the last ones, (B * T, E).
+            The last rows, those that ``columns`` wants, [B * T, E].
         """
         rows, tokens = columns.new.shape[:2]
         states = self._queries_keys_values(self._norm_before_attention(x)).to(columns.new.dtype)
@@ -229,9 +220,8 @@ def _rotate(states: torch.Tensor, rotation: torch.Tensor) -> None:
 
 
 class UnknownBlock:
-    """
-    A block whose structure is not the stock's, run by its own forward on rows of equal length, over what looks like
-    the stock cache. Exact, but slow. Called as ``CachedBlock``.
+    """A block of another structure than the stock's. Its own forward runs, row by row, over an imitation of the stock
+    cache: exact, but slow. Called as ``CachedBlock``.
     """
 
     def __init__(self, block: nn.Module) -> None:
@@ -292,7 +282,7 @@ def block_of(block: nn.Module) -> Callable:
 
 
 class _HeadAtOneToken(nn.Module):
-    """A head whose forward is not the stock's, called as the stock code calls it."""
+    """A head with a forward of its own, called as the stock code calls it."""
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -322,7 +312,7 @@ def _warn_of_unknown_block(name: str) -> None:
 
 @cache
 def warn_of_unknown_layer(name: str) -> None:
-    """Say, once for each kind, that a layer is called as it is."""
+    """Warn once for each kind of layer that is called as it is."""
     logger.warning(
         f'A layer of this model ({name}) has hooks or a forward of its own: it is called as it is, which is exact but '
         'slower. Said once.'

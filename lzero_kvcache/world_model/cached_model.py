@@ -26,13 +26,12 @@ HEADS = ('rewards', 'observations', 'policy', 'value')
 
 
 class StepOutputs(NamedTuple):
-    """
-    What ``CachedModel.step`` computes.
+    """What ``CachedModel.step`` computes.
 
-    hidden: The transformer's output at the last token, (B, 1, E).
-    latents: (B, num_observations_tokens, E), of the parameters' dtype.
-    reward, policy, value: Logits, (B, 1, size), of float32 at least.
-    host: What a search needs of them, (B, 2 + policy size): the expected bins of reward and value, and the policy.
+    hidden: The transformer's output at the last token, [B, 1, E].
+    latents: [B, num_observations_tokens, E], of the parameters' dtype.
+    reward, policy, value: Logits, [B, 1, size], of float32 at least.
+    host: What a search needs, [B, 2 + policy size]: the expected bins of reward and value, and the policy.
     """
     hidden: torch.Tensor
     latents: torch.Tensor
@@ -43,13 +42,12 @@ class StepOutputs(NamedTuple):
 
 
 class RawContexts(NamedTuple):
-    """
-    Contexts whose keys and values are still to be computed.
+    """Contexts whose keys and values are still to be computed.
 
-    rows: Which rows of a step they belong to, (R, ).
-    tokens: Their raw tokens, (R, K, E).
-    new: Where these go, (R, K).
-    rotation: Of their rotary positions, complex, (R, K, 1, 1, head_dim / 2); None with learned ones.
+    rows: Which rows of a step they belong to, [R].
+    tokens: Their raw tokens, [R, K, E].
+    new: Where in the slab these go, [R, K].
+    rotation: Of their rotary positions, complex, [R, K, 1, 1, head_dim / 2]; None with learned ones.
     """
     rows: torch.Tensor
     tokens: torch.Tensor
@@ -58,15 +56,14 @@ class RawContexts(NamedTuple):
 
 
 class CachedModel:
-    """
-    A world model ready for inference in eval mode, without gradients. What is made of its weights and modules here is
-    made once, under the ``torch.autocast`` of the moment: when one of these changes, a new instance is needed. Tokens
-    are of the parameters' dtype, predictions of float32 at least.
+    """A world model ready for inference in eval mode, without gradients. Fuses and packs its weights once, under the
+    ``torch.autocast`` of the moment: when any of these changes, build a new instance. Tokens have the parameters'
+    dtype, predictions float32 at least.
 
     Args:
         world_model: The model, whose own parameters and modules are used.
         num_places: The tokens of the longest context.
-        move_tokens: Whether tokens move to other places of their rows when the window drops old ones.
+        move_tokens: Whether the window moves tokens to other places of their rows when it drops old ones.
     """
 
     def __init__(self, world_model: Any, num_places: int, move_tokens: bool) -> None:
@@ -120,21 +117,18 @@ class CachedModel:
             self, batch: ContextBatch, tokens: torch.Tensor, positions: Optional[np.ndarray] = None,
             counts: Optional[np.ndarray] = None, wanted: Optional[int] = None
     ) -> torch.Tensor:
-        """
-        Append tokens to every row of a batch and run them through the transformer. Each token attends to its own row's
-        tokens up to itself.
+        """Append tokens to every row of a batch and run them through the transformer. Each token attends to its own
+        row's tokens up to itself.
 
         Args:
             batch: The rows, changed in place.
-            tokens: Token embeddings without positions, (B, T, E).
-            positions: Rotary positions, (B, T); not looked at with learned positions, which follow from the tokens'
-                places in their rows.
-            counts: How many of the T tokens, on the right, belong to each row, (B, ), the others being padding; None:
-                all.
-            wanted: How many rows, the last ones, the output is wanted of; None: of all.
+            tokens: Token embeddings without positions, [B, T, E].
+            positions: Rotary positions, [B, T]; ignored with learned ones, which follow from the tokens' places.
+            counts: How many of the T tokens, on the right, belong to each row, [B]; the others are padding. None: all.
+            wanted: How many rows, the last ones, need an output; None: all.
 
         Returns:
-            The transformer's output, (wanted rows, T, E); of padding it means nothing.
+            The transformer's output, [wanted rows, T, E], meaningless at padding.
         """
         start = batch.used
         places, visible = batch.append(tokens.shape[1], counts)
@@ -162,21 +156,20 @@ class CachedModel:
             self, hidden: torch.Tensor, columns: Sequence[LayerColumns], rotation: Optional[torch.Tensor],
             mask: Optional[torch.Tensor]
     ) -> torch.Tensor:
-        """Run tokens, (B * T, E), through all blocks."""
+        """Run tokens, [B * T, E], through all blocks."""
         hidden = self._embedding_dropout(hidden)
         for block, of_layer in zip(self.blocks, columns):
             hidden = block(hidden, of_layer, mask, rotation)
         return self._final_norm(hidden) if len(hidden) else hidden
 
     def _mask(self, visible: torch.Tensor, columns: int) -> torch.Tensor:
-        """What attention adds, (B, 1, T, columns); what lies to the right of ``visible`` is."""
+        """Mask to add to attention, [B, 1, T, columns]; columns to the right of ``visible`` are seen."""
         mask = self.like.new_zeros((*visible.shape[:3], columns))
         mask[..., :visible.shape[3]].masked_fill_(~visible, -torch.inf)
         return mask
 
     def embed_observations(self, observations: torch.Tensor) -> torch.Tensor:
-        """
-        Turn observations, (B, ...), into latent states, (B, num_observations_tokens, E).
+        """Turn observations, [B, ...], into latent states, [B, num_observations_tokens, E].
 
         Raises:
             ValueError: If the encoder makes another number of tokens.
@@ -192,7 +185,7 @@ class CachedModel:
         return latents
 
     def embed_actions(self, actions: torch.Tensor) -> torch.Tensor:
-        """Turn actions, (B, ) for discrete, (B, action_space_size) for continuous ones, into tokens, (B, 1, E)."""
+        """Turn actions, discrete [B] or continuous [B, action_space_size], into tokens, [B, 1, E]."""
         return self._action_tokens(actions)[:, None]
 
     def _action_tokens(self, actions: torch.Tensor) -> torch.Tensor:
@@ -203,7 +196,7 @@ class CachedModel:
         return self._embed_actions(actions).to(self.like.dtype)
 
     def policy_and_value(self, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Policy and value logits, (B, 1, size), of outputs at the last tokens of observations, (B, 1, E)."""
+        """Policy and value logits, [B, 1, size], of outputs at the last tokens of observations, [B, 1, E]."""
         policy, value = self._policy_and_value(hidden[:, 0])
         if isinstance(policy, dict):
             policy = torch.cat([policy['mu'], policy['sigma']], dim=-1)
@@ -212,13 +205,12 @@ class CachedModel:
     def predict_from_action(
             self, batch: ContextBatch, hidden: torch.Tensor, positions: Optional[np.ndarray]
     ) -> StepOutputs:
-        """
-        Predict the reward and the next latent state at actions that have been appended, and append that.
+        """Predict the reward and the next latent state at actions that have been appended, and append that state.
 
         Args:
             batch: The rows.
-            hidden: The transformer's output at the actions, (B, 1, E).
-            positions: Rotary positions of the new tokens, (B, 1 + num_observations_tokens); None with learned ones.
+            hidden: The transformer's output at the actions, [B, 1, E].
+            positions: Rotary positions of the new tokens, [B, 1 + num_observations_tokens]; None with learned ones.
         """
 
         def append(token: torch.Tensor, index: int) -> torch.Tensor:
@@ -230,7 +222,7 @@ class CachedModel:
     def _follow_action(
             self, hidden: torch.Tensor, append: Callable[[torch.Tensor, int], torch.Tensor]
     ) -> StepOutputs:
-        """Go on from the output at an action, (B, E), to the last token."""
+        """Go on from the output at an action, [B, E], to the last token."""
         reward, latent = self._reward_and_next_token(hidden)
         latents = [latent.to(self.like.dtype)]
         hidden = append(latents[0], 1)
@@ -246,21 +238,20 @@ class CachedModel:
             self, slab: torch.Tensor, index: torch.Tensor, actions: torch.Tensor, mask: Optional[torch.Tensor],
             places: Optional[torch.Tensor], rotation: Optional[torch.Tensor], raw: Optional['RawContexts'] = None
     ) -> StepOutputs:
-        """
-        Take an action in every row, from the keys and values of its context to those of the tokens that it adds. With
-        learned positions and a window that moves tokens, the slab is without what a token's place contributes.
+        """Take an action in every row of a slab. With learned positions and a window that moves tokens, the slab's keys
+        and values leave out what a token's place contributes.
 
         Args:
-            slab: Keys (index 0) and values (index 1) of all tokens, (tokens, num_layers, 2, num_heads, head_dim),
+            slab: Keys (index 0) and values (index 1) of all tokens, [tokens, num_layers, 2, num_heads, head_dim],
                 finite everywhere, changed in place.
-            index: Where each row's context lies in the slab, left-aligned, and on its right where the new tokens go, an
-                action and a latent state, (B, W + T).
-            actions: (B, ) or (B, action_space_size).
-            mask: Which of the first W columns are a row's own, (B, 1, 1, W); None: all, in every row.
-            places: The new tokens' places in their rows, (B, T) or (1, T), for learned positions. Not looked at where
-                ``mask`` is None: they come after the context.
+            index: The slab places of each row's context, left-aligned, and on its right those of the new tokens, an
+                action and a latent state, [B, W + T].
+            actions: [B] or [B, action_space_size].
+            mask: Which of the first W columns are a row's own, [B, 1, 1, W]; None: all, in every row.
+            places: The new tokens' places in their rows, [B, T] or [1, T], for learned positions. Ignored without
+                ``mask``: they follow the context.
             rotation: Of rotary positions, as ``CachedBlock`` takes them; None with learned ones.
-            raw: Contexts that are encoded in the same pass as the actions.
+            raw: Contexts to encode in the same pass as the actions.
         """
         end = index.shape[1]
         width = end - self.tokens_per_step
@@ -302,12 +293,12 @@ class CachedModel:
         return torch.cat([before.flatten(0, 1), tokens]), columns, rotation
 
     def numbers_for_host(self, reward: torch.Tensor, policy: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        """What a search needs of logits, (B, 1, size), as ``StepOutputs.host``."""
+        """``StepOutputs.host`` of logits, [B, 1, size]."""
         expected = expected_bins(torch.cat([reward, value], 1), self._support)
         return torch.cat([expected, policy.flatten(1)], 1)
 
     def rotation(self, positions: np.ndarray) -> torch.Tensor:
-        """What rotary positions, (B, T), turn queries and keys by, complex, (B, T, 1, 1, head_dim / 2)."""
+        """Rotation of queries and keys at rotary positions, [B, T]; complex, [B, T, 1, 1, head_dim / 2]."""
         return self.on_device(rotations(positions, self._frequencies))[:, :, None, None]
 
     def _embeddings_from(self, first: int, end: int) -> torch.Tensor:
@@ -324,7 +315,7 @@ class CachedModel:
 
 
 def expected_bins(logits: torch.Tensor, support: Optional[torch.Tensor] = None) -> torch.Tensor:
-    """The bins that a model expects, counted from the middle one, (...), of logits (..., support_size)."""
+    """The bins that a model expects, counted from the middle one, [...], of logits [..., support_size]."""
     if logits.shape[-1] == 1:
         return logits[..., 0]
     # Not a product, whose last bits depend on the number of rows.

@@ -6,12 +6,11 @@ import torch
 
 
 class CapturedFunction:
-    """
-    A function of tensors, captured for inputs of one shape each. The first is changed in place; when it lies elsewhere,
-    the function is captured again.
+    """A function of tensors as one CUDA graph, for inputs of one shape each. It changes the first input in place, and
+    is captured again when that one lies elsewhere.
 
     Args:
-        function: Any function of tensors that returns a tuple of them and waits for nothing on the host.
+        function: Returns a tuple of tensors and never waits for the device.
         inputs: What it is called with.
         weights: What else it reads.
     """

@@ -15,7 +15,7 @@ _for_a_compiler = ContextVar('for_a_compiler', default=False)
 
 @contextmanager
 def for_a_compiler() -> Iterator[None]:
-    """Let steps be computed as a compiler wants them: with nothing packed, and little written in place."""
+    """Compute steps as a compiler wants them: nothing packed, and little written in place."""
     token = _for_a_compiler.set(True)
     try:
         yield
@@ -27,14 +27,12 @@ is_for_a_compiler = _for_a_compiler.get
 
 
 class LayerColumns(NamedTuple):
-    """
-    One layer's keys and values in one tensor.
+    """One layer's keys and values in one tensor.
 
     Attributes:
-        new: Where those of new tokens go, (B, T, 2, num_heads, head_dim), a view of the last T columns of the next two.
-        keys, values: (B, num_heads, columns, head_dim).
-        pass_on: Called when ``new`` has been written and before it is attended to, so that a row can go on from an
-            earlier one.
+        new: Those of new tokens, [B, T, 2, num_heads, head_dim], a view of the last T columns of the next two.
+        keys, values: [B, num_heads, columns, head_dim].
+        pass_on: Called between writing ``new`` and attending to it, so that a row can go on from an earlier one.
         wanted: How many rows, the last ones, attend; None: all. The others only leave their keys and values.
     """
     new: torch.Tensor
@@ -44,15 +42,14 @@ class LayerColumns(NamedTuple):
     wanted: Optional[int] = None
 
     def attend(self, states: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
-        """
-        Add tokens and let them attend to all columns.
+        """Add tokens and let them attend to all columns.
 
         Args:
-            states: Queries, keys and values, (B, T, 3, num_heads, head_dim).
-            mask: What is added to each token's attention, (B, 1, T, columns); None: it attends to every column.
+            states: Queries, keys and values, [B, T, 3, num_heads, head_dim].
+            mask: Added to each token's attention, [B, 1, T, columns]; None: it attends to every column.
 
         Returns:
-            Of the wanted rows, (B, T, num_heads, head_dim).
+            Of the wanted rows, [B, T, num_heads, head_dim].
         """
         self.new.copy_(states[:, :, 1:])
         if self.pass_on is not None:
@@ -68,7 +65,7 @@ class LayerColumns(NamedTuple):
 
 
 class Columns:
-    """The layers of a batch's keys and values, (B, columns, num_layers, 2, num_heads, head_dim)."""
+    """The layers of a batch's keys and values, [B, columns, num_layers, 2, num_heads, head_dim]."""
 
     def __init__(self, kv: torch.Tensor) -> None:
         self._kv = kv
@@ -77,10 +74,7 @@ class Columns:
     def layers(
             self, start: int, end: int, links: Optional[TokenLinks] = None, wanted: Optional[int] = None
     ) -> list[LayerColumns]:
-        """
-        The first ``end`` columns, of which those from ``start`` on are those of new tokens. In the last layer only the
-        ``wanted`` rows attend.
-        """
+        """The first ``end`` columns, new from ``start`` on. In the last layer only ``wanted`` rows attend."""
         new = self._kv[:, start:end].unbind(2)
         keys_values = self._by_layer.narrow(3, 0, end).unbind(0)
         return [
@@ -92,14 +86,13 @@ class Columns:
 
 
 class StepColumns:
-    """
-    What the tokens of a step attend to, one after the other.
+    """What the tokens of a step attend to, one after the other.
 
     Args:
-        slab: Keys and values of all tokens, (tokens, num_layers, 2, num_heads, head_dim).
-        index: Where each row's context lies, and on its right where the new tokens go, (B, W + T).
+        slab: Keys and values of all tokens, [tokens, num_layers, 2, num_heads, head_dim].
+        index: The slab places of each row's context, and on its right those of the new tokens, [B, W + T].
         width: The columns W.
-        offsets: What a token's place adds, (places, num_layers, 2, num_heads, head_dim), where the slab is without.
+        offsets: What a token's place adds, [places, num_layers, 2, num_heads, head_dim]; None: the slab includes it.
     """
 
     def __init__(self, slab: torch.Tensor, index: torch.Tensor, width: int, offsets: Optional[torch.Tensor]) -> None:
@@ -115,22 +108,21 @@ class StepColumns:
         return self._columns.layers(start, start + 1)
 
     def appended(self) -> torch.Tensor:
-        """The keys and values of the new tokens, (B, T, num_layers, 2, num_heads, head_dim)."""
+        """The keys and values of the new tokens, [B, T, num_layers, 2, num_heads, head_dim]."""
         return self._kv[:, self._width:]
 
     def of_contexts(self, rows: torch.Tensor, count: int) -> torch.Tensor:
-        """Those of the first tokens of some rows, (R, count, num_layers, 2, num_heads, head_dim)."""
+        """Those of some rows' first tokens, [R, count, num_layers, 2, num_heads, head_dim]."""
         return self._kv[rows, :count]
 
 
 class EncodingColumns:
-    """
-    One layer's keys and values, some rows of which have no context yet: the tokens that it consists of come first, one
-    after the other, and then a token of each row.
+    """One layer's keys and values, where some rows have no context yet: first come the tokens of these contexts, then
+    one token of each row.
 
     Args:
         columns: Of all rows; the contexts lie on the left.
-        rows: Those that have none yet, (R, ).
+        rows: Those that have no context yet, [R].
         count: The tokens of a context.
         is_last: Whether this is the last layer, where contexts only leave their keys and values.
     """
@@ -157,7 +149,7 @@ class EncodingColumns:
 
 
 class SpelledOutColumns:
-    """One layer's keys and values, the context's beside those of new tokens, as operations that a compiler fuses."""
+    """One layer's keys and values, new ones beside the context's, in operations that a compiler fuses."""
 
     def __init__(self, context: torch.Tensor) -> None:
         self._keys, self._values = context.transpose(1, 3).unbind(2)

@@ -28,13 +28,12 @@ Step = Callable[..., StepOutputs]
 
 
 def step_of(model: CachedModel, config: KVCacheConfig, former: Optional[Step] = None) -> Step:
-    """
-    The step of a model as ``kv_cache`` asks for it, called as ``CachedModel.step``.
+    """The step of a model as ``kv_cache`` asks for it, called as ``CachedModel.step``.
 
     Args:
         model: The model.
         config: The ``kv_cache`` entry.
-        former: The step until now: where only weights have changed since, nothing is compiled again.
+        former: The step until now. If only weights have changed since, nothing is compiled again.
     """
     if not config.compile:
         return model.step
@@ -45,14 +44,13 @@ def step_of(model: CachedModel, config: KVCacheConfig, former: Optional[Step] = 
 
 
 class CompiledStep:
-    """
-    A model's step, compiled when a size of batch first comes; smaller batches are filled up. Before a compiled step is
-    used it is compared with the eager one. Where it differs, or where nothing can be compiled, the step runs eager, and
+    """A model's step, compiled when a batch size first comes; smaller batches are filled up. A compiled step is
+    compared with the eager one before it is used. If they differ, or nothing can be compiled, the step runs eager, and
     the log says why.
 
     Args:
         model: The model.
-        compares_always: Whether they are compared whenever weights have changed, too.
+        compares_always: Whether to compare again whenever weights have changed.
     """
 
     def __init__(self, model: CachedModel, compares_always: bool) -> None:
@@ -72,7 +70,7 @@ class CompiledStep:
             self._run_eager(f'it cannot be compiled, for {reason}')
 
     def renew(self, model: CachedModel) -> None:
-        """Go on with a model made anew, because weights or something else about it have changed."""
+        """Go on with a model made anew after a change of weights or structure."""
         parts = ModelParts(model)
         if parts.structure != self._parts.structure:
             self._start(model, parts)

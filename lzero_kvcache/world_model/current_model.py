@@ -11,18 +11,17 @@ from .positions import SearchPositions
 
 
 class CurrentModel:
-    """
-    What is made of a world model's weights, anew whenever something about the model has changed.
+    """The ``Forward`` of a world model, made anew whenever the model has changed.
 
     Args:
         config: The ``kv_cache`` entry.
         store: Where the contexts lie.
         num_observations: How many observations may take part in a context.
-        on_change: Called when the model has changed, so that no context is of its weights any more.
+        on_change: Called when the model has changed, which outdates all contexts.
 
     Attributes:
-        generation: How many changes have been met.
-        forward: The model of now, if it has been asked for since it was last dropped.
+        generation: How many changes it has met.
+        forward: The one of now; None until it is asked for.
     """
 
     def __init__(
@@ -61,10 +60,7 @@ class CurrentModel:
         return self.of(world_model) if self.forward is None or self._watch.may_have_changed() else self.forward
 
     def at_simulation(self, world_model: Any) -> Forward:
-        """
-        The same by a quicker look. What writes to weights and is no optimiser is noticed some simulations later, or by
-        the next search.
-        """
+        """The same by a quicker look. It notices writes by anything but an optimiser some simulations late."""
         return self.of(world_model) if self.forward is None or self._watch.some_may_have_changed() else self.forward
 
     def forget(self) -> None:

@@ -9,14 +9,13 @@ from ..search.episode import Episode
 
 
 class EpisodeStep(NamedTuple):
-    """
-    One step of a running episode.
+    """One step of a running episode.
 
     Attributes:
         observation: What the environment shows then.
-        action: The action that led there; not looked at for the oldest observation.
+        action: The action that led there; unused for the oldest observation.
         timestep: The step of the episode.
-        length: Tokens of the context that the episode makes then.
+        length: Tokens of the episode's context at this step.
         given: The timestep as the caller gave it, which may not count.
     """
     observation: torch.Tensor
@@ -27,9 +26,8 @@ class EpisodeStep(NamedTuple):
 
 
 class EnvironmentHistory(Episode):
-    """
-    The running episode of one environment: its last ``steps``, as many as take part in a context and one more. Without
-    a ``key``, the context that they make is to be computed from them.
+    """The running episode of one environment: one step more than takes part in a context. If ``key`` is None, the
+    context has to be computed from the steps.
 
     Args:
         scope: Names phase and environment, for people.
@@ -49,7 +47,7 @@ class EnvironmentHistory(Episode):
         self.steps.clear()
 
     def append(self, step: EpisodeStep) -> None:
-        """Add one step. Where its context is remains to be said."""
+        """Add one step, whose context is not cached yet."""
         # First, because an inference may break off anywhere.
         self.key = None
         self.steps.append(step)
@@ -59,29 +57,26 @@ class EnvironmentHistory(Episode):
         self._taken = self.steps[-1], deepcopy(action)
 
     def follows(self, timestep: int) -> bool:
-        """Whether a timestep may be that of the next step. One that is negative, or stands still, tells nothing."""
+        """Whether a timestep may be the next step's. One that is negative, or stands still, tells nothing."""
         return timestep < 0 or timestep in (self.steps[-1].given, self.steps[-1].timestep + 1)
 
     def last_step(self) -> Optional[tuple[torch.Tensor, Any]]:
-        """
-        The last observation and the action since, which the next root inference goes on from; None where an episode
-        begins. A step without an action is to be taken once more, because the search from it has broken off.
+        """The last observation and the action since; None where an episode begins. The next root inference goes on from
+        these. It takes a step without an action once more, because the search from it has broken off.
         """
         if self._has_acted():
             return self.steps[-1].observation, self._taken[1]
         return (self.steps[-2].observation, self.steps[-1].action) if len(self.steps) > 1 else None
 
     def reaches(self, timestep: int) -> bool:
-        """Whether the environment is still in this episode, as far as its timestep, as the caller gives it, tells."""
+        """Whether the environment may still be in this episode, judged by its timestep as the caller gives it."""
         if not self.steps:
             return True
         return self.follows(timestep) if self._has_acted() else self._repeats(timestep)
 
     def goes_on(self, observation: torch.Tensor, timestep: int) -> bool:
-        """
-        Whether the episode goes on from a caller's last observation, with the timestep that the caller gives the next
-        one. The caller may take the last step once more, because the search from it has broken off; it is taken back
-        then.
+        """Whether the episode goes on from a caller's last observation, with the caller's timestep of the next one.
+        Takes the last step back if the caller repeats it, because the search from it has broken off.
         """
         goes_on = self.ends_with(observation) and self.follows(timestep)
         if len(self.steps) < 2 or not self._repeats(timestep):
@@ -96,7 +91,7 @@ class EnvironmentHistory(Episode):
         return True
 
     def ends_with(self, observation: torch.Tensor) -> bool:
-        """Whether the episode's last observation is the one that a caller goes on from."""
+        """Whether a caller's last observation is the episode's."""
         return bool(self.steps) and _is_same(self.steps[-1].observation, observation)
 
     def _has_acted(self) -> bool:

@@ -18,15 +18,13 @@ from .positions import SearchPositions, history_positions
 
 
 class SearchTensors:
-    """
-    Latent states of a search's nodes, the actions that led to them and, with rotary positions, the positions of both,
-    by the nodes' numbers. They are looked at only where contexts are computed again: until then they stay in the pieces
-    in which they come.
+    """Latent states of a search's nodes, the actions that led to them and, with rotary positions, the positions of
+    both, by the nodes' numbers. They stay in the pieces in which they come until a context has to be computed again.
 
     Args:
-        latents: Of the roots, (B, num_observations_tokens, E).
+        latents: Of the roots, [B, num_observations_tokens, E].
         capacity: How many nodes the search will have.
-        generation: The one of the weights that have predicted them.
+        generation: ``CurrentModel.generation`` of the weights that predict them.
     """
 
     def __init__(self, latents: torch.Tensor, capacity: int, generation: int) -> None:
@@ -40,30 +38,29 @@ class SearchTensors:
             self, first: int, latents: torch.Tensor, actions: Optional[torch.Tensor] = None,
             positions: Optional[np.ndarray] = None
     ) -> None:
-        """
-        Take over what belongs to new nodes; strays have neither action nor positions.
+        """Take over what belongs to new nodes. Strays have neither action nor positions.
 
         Args:
-            first: Their first number.
-            latents: (B, num_observations_tokens, E).
-            actions: (B, ...).
-            positions: (B, 1 + num_observations_tokens).
+            first: The number of the first new node.
+            latents: [B, num_observations_tokens, E].
+            actions: [B, ...].
+            positions: [B, 1 + num_observations_tokens].
         """
         self._pieces.append((first, latents, actions, positions))
 
     @property
     def latents(self) -> torch.Tensor:
-        """(N or more, num_observations_tokens, E)."""
+        """[N or more, num_observations_tokens, E]."""
         return self._join()[0]
 
     @property
     def actions(self) -> torch.Tensor:
-        """(N or more, ...)."""
+        """[N or more, ...]."""
         return self._join()[1]
 
     @property
     def positions(self) -> np.ndarray:
-        """(N or more, 1 + num_observations_tokens)."""
+        """[N or more, 1 + num_observations_tokens]."""
         return self._join()[2].numpy()
 
     @torch.inference_mode()
@@ -89,15 +86,14 @@ class SearchTensors:
 
 
 class Forward:
-    """
-    A world model's weights at work on contexts. Each method appends tokens to a batch, or takes a whole step.
+    """Runs a world model's weights on contexts. Each method appends tokens to a batch, or takes a whole step.
 
     Args:
         model: The weights.
         step: Its step, compiled or as it is.
         slab: Where raw tokens are kept.
         positions: Rotary positions.
-        lossless: Whether the context of an episode is computed from all its observations, or from the last alone.
+        lossless: Whether an episode's context is computed from all its observations, or from the last alone.
         num_observations: How many observations may take part in a context.
     """
 
@@ -113,7 +109,7 @@ class Forward:
         self._num_observations = num_observations if lossless else 1
 
     def lengths_of(self, episodes: Sequence[EnvironmentHistory]) -> np.ndarray:
-        """Tokens of the contexts that episodes make, ``[B]``."""
+        """Tokens of the contexts of episodes, [B]."""
         if self._lossless:
             return np.array([episode.steps[-1].length for episode in episodes])
         return np.full(len(episodes), self.model.num_observations_tokens)
@@ -121,7 +117,7 @@ class Forward:
     def append_episodes(
             self, batch: ContextBatch, episodes: Sequence[EnvironmentHistory], counts: np.ndarray
     ) -> None:
-        """Append the last ``counts`` tokens of episodes, ``[B]``."""
+        """Append the last ``counts`` tokens of episodes, [B]."""
         model, steps_of = self.model, [list(episode.steps)[-self._num_observations:] for episode in episodes]
         latents = model.embed_observations(
             torch.stack([step.observation.to(model.like.device) for steps in steps_of for step in steps])
@@ -153,13 +149,13 @@ class Forward:
         self.model.append(batch, *self._slab.raw(np.stack(tables)), wanted=0)
 
     def append_steps(self, batch: ContextBatch, search: Search, numbers: Sequence[int]) -> None:
-        """Append what leads to nodes, one token per row."""
+        """Append the steps to nodes, one token per row."""
         self.model.append(batch, *self._steps(search, numbers), wanted=0)
 
     def preceding_tokens(
             self, tables: Sequence[np.ndarray], search: Search, numbers: Sequence[int]
     ) -> tuple[torch.Tensor, Optional[np.ndarray]]:
-        """Raw tokens of contexts and what leads to nodes, one token per row, ``[R, 1, E]``, and their positions."""
+        """Raw tokens of contexts, then the steps to nodes, one token per row, [R, 1, E], and their positions."""
         parts = []
         if tables:
             raw, positions = self._slab.raw(np.concatenate(tables))
@@ -183,17 +179,15 @@ class Forward:
             self, store: TokenStore, index: np.ndarray, lengths: Sequence[int], actions: torch.Tensor,
             positions: Optional[np.ndarray], raw_rows: Sequence[int] = (), encoded: Optional[np.ndarray] = None
     ) -> StepOutputs:
-        """
-        Take an action in every row.
+        """Take an action in every row.
 
         Args:
             store: Where the contexts lie.
-            index, lengths: Their tables and the places of the new tokens, ``[B, W + T]``, and their lengths, as
-                ``TokenStore.index_of`` returns them.
-            actions: ``[B]`` or ``[B, action_space_size]``.
-            positions: Rotary positions of the new tokens, ``[B, T]``.
-            raw_rows: The rows whose contexts are raw, and are encoded in the same pass as the actions.
-            encoded: Where the tokens of these go, ``[R, kept]``.
+            index, lengths: As ``TokenStore.index_of`` returns them.
+            actions: [B] or [B, action_space_size].
+            positions: Rotary positions of the new tokens, [B, T].
+            raw_rows: Rows with raw contexts, to encode in the same pass as the actions.
+            encoded: Where the tokens of these contexts go, [R, kept].
         """
         model = self.model
         width = index.shape[1] - model.tokens_per_step
@@ -236,10 +230,7 @@ class Forward:
             self, batch: ContextBatch, actions: torch.Tensor, positions: Optional[np.ndarray],
             preceding: Optional[Preceding] = None
     ) -> StepOutputs:
-        """
-        Take an action in every row of a batch, to which it and the next latent state are appended. ``preceding`` rows
-        leave the batch.
-        """
+        """Append an action and the predicted latent state to every row; ``preceding`` rows leave the batch."""
         model = self.model
         tokens, of_actions = model.embed_actions(actions), None if positions is None else positions[:, :1]
         if preceding is not None:
@@ -253,5 +244,5 @@ class Forward:
 
 
 def stack_actions(actions: Sequence[Any], device: torch.device) -> torch.Tensor:
-    """Actions as a policy hands them down, ints or arrays, as one tensor ``[N]`` or ``[N, action_space_size]``."""
+    """Actions as a policy hands them down, ints or arrays, as one tensor, [N] or [N, action_space_size]."""
     return torch.as_tensor(np.stack([np.asarray(action) for action in actions]), device=device)

@@ -1,6 +1,5 @@
-"""
-A function compiled by Inductor with its weights as constants, which it keeps in the order in which its products read
-them, and how these constants are written anew. This leans on private parts of PyTorch.
+"""A function compiled by Inductor with its weights as constants, and how to write new weights into these constants.
+Inductor stores them in the order in which its products read them. This leans on private parts of PyTorch.
 """
 import logging
 from collections.abc import Iterator, Sequence
@@ -20,17 +19,16 @@ Plan = tuple[Optional[torch.Tensor], list[tuple[torch.Tensor, bool]]]
 
 
 class FrozenFunction:
-    """
-    A function of tensors that computes what another one does, compiled for inputs of one shape each. It does not look
-    at the shapes again: what is read and written by index may be of any length.
+    """A function of tensors, compiled for inputs of one shape each. It does not check shapes: tensors that it reads and
+    writes by index may have any length.
 
     Args:
         function: Any function of tensors that returns a tuple of them.
         inputs: What it is called with.
 
     Raises:
-        Exception: Whatever PyTorch raises where it cannot compile the function, or ``LookupError`` where a constant of
-            the compiled function is none of its weights in a known order.
+        Exception: Whatever PyTorch raises where it cannot compile the function.
+        LookupError: If a constant of the compiled function is no weight in a known order.
     """
 
     def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]], inputs: Sequence[torch.Tensor]) -> None:
@@ -74,9 +72,8 @@ class FrozenFunction:
                 constant.copy_(_blocks(weight.t() if is_transposed else weight, constant.shape[2]))
 
     def _give_values_of_their_own(self, graph: GraphModule, names: Sequence[str]) -> list[torch.Tensor]:
-        """
-        Let no two weights have the same values, so that they can be told apart, and the same values in each process, so
-        that Inductor finds its cache.
+        """Give each weight values of its own, to tell weights apart. They are the same in each process, so that
+        Inductor finds its cache.
         """
         generator = torch.Generator().manual_seed(0)
         nodes = list(graph.graph.nodes)
@@ -102,12 +99,12 @@ class FrozenFunction:
 
 
 def _blocks(weight: torch.Tensor, size: int) -> torch.Tensor:
-    """A weight, (in, out), in blocks of so many outputs, (blocks, in, size)."""
+    """A weight, [in, out], in blocks of ``size`` outputs, [blocks, in, size]."""
     return F.pad(weight, (0, -weight.shape[1] % size)).unflatten(1, (-1, size)).transpose(0, 1)
 
 
 def _plan(values: Sequence[torch.Tensor], constants: Sequence[torch.Tensor]) -> list[Plan]:
-    """For each weight, where it has to be written."""
+    """For each weight, where to write it."""
     storages = {value.untyped_storage().data_ptr(): number for number, value in enumerate(values)}
     in_blocks: list[list[tuple[torch.Tensor, bool]]] = [[] for _ in values]
     # Short vectors are no constants, but given in each call.

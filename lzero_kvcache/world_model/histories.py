@@ -1,4 +1,4 @@
-"""The running episodes of the environments, and the contexts that they make."""
+"""The running episodes of all environments."""
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
@@ -12,14 +12,13 @@ from .warn_once import WarnOnce
 
 @dataclass
 class RootStats:
-    """
-    What root inferences have found of the episodes that they go on.
+    """What root inferences have found of the episodes that they go on.
 
     Attributes:
         first_steps: Roots at which an episode began.
         continuing: All others.
-        cold_starts: Continuing roots whose episode was not known, so that it began with the last observation: a model
-            that is put to use in the middle of an episode.
+        cold_starts: Continuing roots of an unknown episode, which begins with the last observation then: the model came
+            into use in the middle of it.
         context_tokens: The contexts' lengths at continuing roots, added up.
     """
     first_steps: int = 0
@@ -34,8 +33,7 @@ class RootStats:
 
 
 class EnvironmentHistories:
-    """
-    One history per environment and phase.
+    """One history per environment and phase.
 
     Args:
         num_observations: How many observations may take part in a context.
@@ -44,7 +42,7 @@ class EnvironmentHistories:
 
     Attributes:
         root_stats: What the roots have found.
-        last_begun_anew: Rows of the last root inference whose episodes were not those that the caller went on from.
+        last_begun_anew: Rows of the last root inference whose caller went on from another episode.
     """
 
     def __init__(
@@ -73,9 +71,8 @@ class EnvironmentHistories:
     def last_steps(
             self, phase: str, env_ids: Sequence[int], observations: torch.Tensor
     ) -> tuple[torch.Tensor, list[Any]]:
-        """
-        What a policy hands its model beside the current observations ``[B, ...]``: the last observations ``[B, ...]``
-        and B actions, zeros and -1 where an episode begins.
+        """What a policy hands its model beside current observations, [B, ...]: the last observations, [B, ...], and B
+        actions; zeros and -1 where an episode begins.
         """
         beginning = torch.zeros_like(observations[0]), -1
         steps = [self.of(phase, env_id).last_step() or beginning for env_id in env_ids]
@@ -87,7 +84,8 @@ class EnvironmentHistories:
             self.of(phase, env_id).take(action)
 
     def left(self, phase: str, env_ids: Sequence[int], timesteps: Sequence[int]) -> list[int]:
-        """The environments whose timesteps, as the caller gives them, do not follow: they are in another episode."""
+        """The environments that are in another episode, since their timesteps, as the caller gives them, do not follow.
+        """
         left = []
         for env_id, timestep in zip(env_ids, timesteps):
             history = self.of(phase, env_id)
@@ -104,18 +102,17 @@ class EnvironmentHistories:
             self, histories: Sequence[EnvironmentHistory], last_observations: torch.Tensor, timesteps: np.ndarray,
             first_steps: Sequence[bool]
     ) -> tuple[np.ndarray, list[bool]]:
-        """
-        Begin the episodes that begin, and begin anew those that do not go on from where they were left.
+        """Begin the episodes that begin, and begin anew those that do not go on from where they were left.
 
         Args:
             histories: One per row.
-            last_observations: What the caller goes on from, ``[B, ...]``.
-            timesteps: Of the observations that follow, as the caller gives them, ``[B]``.
+            last_observations: What the caller goes on from, [B, ...].
+            timesteps: Of the observations that follow, as the caller gives them, [B].
             first_steps: Whether the caller begins an episode.
 
         Returns:
-            Timesteps, those that the caller does not have counted from the episode's own, and first steps, a timestep
-            that falls back to 0 taken for one.
+            Timesteps, counted by the episode where the caller has none, and first steps. A fall back to timestep 0 is
+            one.
         """
         counted, begins = np.maximum(timesteps, 0), list(first_steps)
         begun_anew = []

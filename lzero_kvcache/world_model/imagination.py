@@ -17,17 +17,15 @@ ACTION_CHOICES = ('greedy', 'sample')
 
 
 class Imagination(NamedTuple):
-    """
-    Overview:
-        A rollout in latent space. Step h takes ``actions[:, h]``, which earns ``rewards[:, h]`` and leads to
-        ``latents[:, h]``, where ``policy_logits[:, h]`` and ``values[:, h]`` are predicted.
-    Arguments:
-        - latents (:obj:`torch.Tensor`): :math:`(B, H, num_observations_tokens, E)`.
-        - rewards (:obj:`torch.Tensor`): :math:`(B, H)`, in the environment's units.
-        - values (:obj:`torch.Tensor`): :math:`(B, H)`, in the environment's units.
-        - policy_logits (:obj:`torch.Tensor`): :math:`(B, H, action_space_size)`; of a continuous policy, mean and
-            deviation before tanh, :math:`(B, H, 2 * action_space_size)`.
-        - actions (:obj:`torch.Tensor`): :math:`(B, H)`, or :math:`(B, H, action_space_size)` for continuous ones.
+    """A rollout in latent space. Step h takes ``actions[:, h]``, earns ``rewards[:, h]`` and leads to ``latents[:,
+    h]``. There the model predicts ``policy_logits[:, h]`` and ``values[:, h]``.
+
+    Attributes:
+        latents: [B, H, num_observations_tokens, E].
+        rewards, values: [B, H], in the environment's units.
+        policy_logits: [B, H, action_space_size]; of a continuous policy mean and deviation before tanh, [B, H, 2 *
+            action_space_size].
+        actions: [B, H], or [B, H, action_space_size] for continuous ones.
     """
     latents: torch.Tensor
     rewards: torch.Tensor
@@ -40,14 +38,7 @@ def check_rollout(
         world_model: Any, obs_or_latent: torch.Tensor, actions: Optional[torch.Tensor], horizon: Optional[int],
         choose: str, start_pos: Any
 ) -> int:
-    """
-    Overview:
-        Find what is wrong with the arguments of ``KVCacheWorldModelMixin.imagine``.
-    Returns:
-        - horizon (:obj:`int`): The steps of the rollout.
-    Raises:
-        - ValueError: If the arguments do not fit together.
-    """
+    """The steps of a rollout by ``KVCacheWorldModelMixin.imagine``. A ValueError if arguments do not fit together."""
     rows = len(obs_or_latent)
     if not rows:
         raise ValueError('obs_or_latent has no rows: needed is at least one')
@@ -89,15 +80,14 @@ def roll_out(
         names: Optional[LatentNames], obs_or_latent: torch.Tensor, actions: Optional[torch.Tensor], horizon: int,
         choose: str, start_pos: Any, generator: Optional[torch.Generator]
 ) -> Imagination:
-    """
-    Roll out from observations or latent states.
+    """Roll out from observations or latent states.
 
     Args:
         forward: Computes.
         store: Where contexts lie.
         contexts: Those of the running search.
         search_positions: Rotary positions.
-        names: Finds that search's nodes, where it is one of these weights.
+        names: Finds that search's nodes; None: it has been predicted by other weights, or there is none.
         obs_or_latent, actions, horizon, choose, start_pos, generator: As ``KVCacheWorldModelMixin.imagine``.
     """
     model = forward.model

@@ -10,10 +10,9 @@ from .precision import at_least_float32
 
 
 class LatentNames:
-    """
-    Finds the nodes that latent states mean. A model may predict the same latent state for several nodes of a tree (a
-    freshly initialised model always does). A caller that gets it twice gets a copy told apart by the last bits of its
-    largest element; what was never handed to such a caller, and has no copy, means none of them.
+    """Finds nodes by their latent states. A model may predict the same latent state for several nodes of a tree; a
+    freshly initialised one always does. ``hand_out`` tells them apart by the last bits of their largest element. Among
+    nodes that it never handed out, an ambiguous latent state means none.
     """
 
     def __init__(self, search: Search) -> None:
@@ -24,11 +23,11 @@ class LatentNames:
         self._copies: dict[tuple[int, bytes], int] = {}
 
     def find_all(self, latents: np.ndarray) -> list[Optional[int]]:
-        """The nodes of a batch of latent states, ``[B, ...]``."""
+        """The nodes of a batch of latent states, [B, ...]."""
         return [self.find(row, latent) for row, latent in enumerate(latents)]
 
     def find(self, row: int, latent: np.ndarray) -> Optional[int]:
-        """The node of a latent state, in the row's own tree or, if unique, in another one; None: there is none."""
+        """The node of a latent state in the row's own tree or, if unique, in another one; None: there is none."""
         self._name_nodes()
         name = latent.tobytes()
         number = self._numbers.get((row, name))
@@ -39,7 +38,7 @@ class LatentNames:
         return None if number == -1 else number
 
     def predicted(self, latents: np.ndarray) -> dict[int, int]:
-        """By row, the nodes of those latent states ``[B, ...]`` that the model has predicted for them."""
+        """By row, the nodes of those latent states, [B, ...], that the model has predicted."""
         search = self.search
         num_roots = 0 if search.phase == 'unknown' else search.nodes.ends[0]
         return {
@@ -48,7 +47,7 @@ class LatentNames:
         }
 
     def hand_out(self, first: int, latents: np.ndarray) -> np.ndarray:
-        """Name the nodes from number ``first`` on; their latent states, changed where they had to be told apart."""
+        """Name the nodes from number ``first`` on. Returns their latent states, altered where ambiguous."""
         self._name_nodes(first)
         self._num_named = first + len(latents)
         distinct = latents
@@ -68,13 +67,13 @@ class LatentNames:
         return distinct
 
     def recover(self) -> None:
-        """Forget nodes that the search has lost with an inference that broke off."""
+        """Forget nodes that the search has lost with an interrupted inference."""
         num_nodes = self.search.nodes.num_nodes
         self._numbers = {name: number for name, number in self._numbers.items() if number < num_nodes}
         self._num_named = min(self._num_named, num_nodes)
 
     def _name_nodes(self, end: Optional[int] = None) -> None:
-        """Name the nodes that were made by numbers."""
+        """Name nodes that a search by numbers has made."""
         first = self._num_named
         self._num_named = self.search.nodes.num_nodes if end is None else end
         if first == self._num_named:

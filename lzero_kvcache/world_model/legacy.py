@@ -28,7 +28,7 @@ class LegacyInference:
         )
 
     def imagine(self, *args: Any) -> Imagination:
-        """Not there: a RuntimeError."""
+        """Raises a RuntimeError: the stock code has no such function."""
         raise RuntimeError(
             f"imagine needs the managed cache: set {KEY_PATH} to dict(mode='managed'), now the stock code runs, which "
             'has no such function'

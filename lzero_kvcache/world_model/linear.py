@@ -19,18 +19,17 @@ CALLS_BEFORE_PACKING = 4
 def linear(
         weight: torch.Tensor, bias: Optional[torch.Tensor], gelu: Optional[str] = None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """
-    A linear layer with a weight that does not change, in the dtype that ``torch.autocast`` asks for here. A product of
-    few rows spends its time waiting for the weight, so on a CPU a large one of float32 is kept in the order in which
-    the processor's library reads it.
+    """A linear layer with a weight that does not change, in the dtype that ``torch.autocast`` asks for now. With few
+    rows the product waits for the weight: so a CPU keeps a large float32 weight in the order in which its library reads
+    it.
 
     Args:
-        weight: (out, in).
-        bias: (out, ).
+        weight: [out, in].
+        bias: [out].
         gelu: The approximation of the GELU that follows, 'none' or 'tanh'; None: none follows.
 
     Returns:
-        (N, in) to (N, out).
+        A function from [N, in] to [N, out].
     """
     packed = packed_linear() if is_packed(weight) else PlainLinear
     return packed(
@@ -47,14 +46,14 @@ def is_packed(weight: torch.Tensor) -> bool:
 
 
 def one_call_is_cheaper(first: torch.Tensor, second: torch.Tensor) -> bool:
-    """Whether one product with both weights as blocks, and zeros beside them, costs less than a product with each."""
+    """Whether one product with both weights as blocks, and zeros beside them, beats a product with each."""
     size = (first.shape[0] + second.shape[0]) * (first.shape[1] + second.shape[1])
     return first.is_cuda or size < SMALLEST_PACKED
 
 
 @cache
 def packed_linear() -> Optional[type['PlainLinear']]:
-    """The packed product that is fastest on this processor, None where there is none."""
+    """The packed product that is fastest on this processor; None: it has none."""
     if platform.machine() not in ('x86_64', 'AMD64'):
         return None
     if is_intel() and torch.backends.mkl.is_available() and hasattr(torch.ops.mkl, '_mkl_linear'):
@@ -71,7 +70,7 @@ def is_intel() -> bool:
 
 
 def takes_gelu(weight: torch.Tensor) -> bool:
-    """Whether a product takes the GELU that follows with it, in the approximation by tanh, as cuBLAS does."""
+    """Whether a product includes the GELU (by tanh) that follows, as cuBLAS does."""
     return weight.is_cuda
 
 

@@ -15,8 +15,7 @@ from .roots import check_expansion
 
 
 class ManagedInference(NumberedInference):
-    """
-    Inference over managed contexts, for those, too, who know nodes by their latent states: LightZero's interface, and
+    """Inference over managed contexts that also finds nodes by their latent states, for LightZero's interface and
     rollouts. Arguments and errors as ``NumberedInference``.
     """
 
@@ -28,20 +27,19 @@ class ManagedInference(NumberedInference):
             self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
             search_depth: Sequence[int], start_pos: Any
     ) -> Outputs:
-        """
-        As ``expand``, for nodes that are known by their latent states, with LightZero's arguments.
+        """As ``expand``, for nodes known by their latent states, with LightZero's arguments.
 
         Args:
             world_model: The model.
-            state_action_history: Its last item is looked at: the latent states of the nodes as an earlier inference of
-                the search returned them, ``[B, num_observations_tokens, E]``, and the actions.
+            state_action_history: Its last item counts: the nodes' latent states as an earlier inference of the search
+                returned them, [B, num_observations_tokens, E], and the actions.
             simulation_index: Not needed.
             search_depth: As ``expand``.
-            start_pos: Timesteps of the roots, looked at where no root inference has begun the search.
+            start_pos: Timesteps of the roots, used if no root inference has begun the search.
 
         Returns:
-            Hidden state, next latent states ``[B, num_observations_tokens, E]``, reward, policy and value logits
-            ``[B, 1, ...]``.
+            Hidden state, next latent states, [B, num_observations_tokens, E], reward, policy and value logits, [B, 1,
+            size].
 
         Raises:
             ValueError: If the rows do not match; nothing has changed then.
@@ -57,7 +55,7 @@ class ManagedInference(NumberedInference):
         return usable_anywhere((outputs.hidden, latents, outputs.reward, outputs.policy, outputs.value))
 
     def nodes_of(self, world_model: Any, latents: Any, search_depth: Sequence[int], start_pos: Any) -> np.ndarray:
-        """The numbers of the nodes that latent states mean, as ``recurrent`` takes them, ``[B]``."""
+        """The numbers of the nodes of latent states, as ``recurrent`` takes them, [B]."""
         with self._whole_inference():
             return self._nodes_of(self._model.within_search(world_model), latents, search_depth, start_pos)
 

@@ -23,9 +23,9 @@ INFERENCES = {'managed': ManagedInference, 'validate': ValidatedInference}
 class KVCacheWorldModelMixin:
     """
     Overview:
-        Puts the managed cache under LightZero's ``WorldModel``: root inference and the recurrent inference of the
-        search go through ``kv_cache_manager`` as ``config.kv_cache`` asks. Without that entry, and in mode 'legacy',
-        the stock code runs. Parameters, buffers and ``state_dict`` are the stock model's.
+        Puts the managed cache under LightZero's ``WorldModel``. Root inference and the search's recurrent inference go
+        through ``kv_cache_manager`` as ``config.kv_cache`` asks. Without that entry, and in mode 'legacy', the stock
+        code runs. Parameters, buffers and ``state_dict`` are the stock model's.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -41,7 +41,7 @@ class KVCacheWorldModelMixin:
     ) -> None:
         """
         Overview:
-            Set the cache up, empty, as ``config.kv_cache`` asks. What is not given is taken from the model's config.
+            Set the cache up, empty, as ``config.kv_cache`` asks. What is not given comes from the model's config.
         Arguments:
             - num_simulations (:obj:`Optional[int]`): Simulations per search (default 50).
             - env_num (:obj:`Optional[int]`): Environments.
@@ -70,22 +70,19 @@ class KVCacheWorldModelMixin:
 
     @property
     def kv_cache_manager(self) -> Optional[KVCacheManager]:
-        """
-        Overview:
-            The pools of this world model, or None where the stock code runs.
-        """
+        """The pools of this world model, or None where the stock code runs."""
         return self._kv_cache_inference.manager
 
     @property
     def kv_cache_inference(self) -> Any:
-        """What stands behind the hooks: ``ManagedInference``, ``ValidatedInference`` or ``LegacyInference``."""
+        """What runs the inferences: ``ManagedInference``, ``ValidatedInference`` or ``LegacyInference``."""
         return self._kv_cache_inference
 
     @contextmanager
     def kv_cache_roots(self, phase: str, env_ids: Sequence[int]) -> Iterator[None]:
         """
         Overview:
-            Say whose observations the root inferences within the ``with`` block are given.
+            Say whose observations the root inferences within the ``with`` block get.
         Arguments:
             - phase (:obj:`str`): 'collect' or 'eval', whose episodes are kept apart.
             - env_ids (:obj:`Sequence[int]`): The environment of each row.
@@ -103,10 +100,7 @@ class KVCacheWorldModelMixin:
 
     @torch.no_grad()
     def forward_initial_inference(self, obs_act_dict: dict, start_pos: Any = 0) -> tuple[torch.Tensor, ...]:
-        """
-        Overview:
-            Predict at the roots of a new search. Arguments, shapes and result as in LightZero's ``WorldModel``.
-        """
+        """Predict at the roots of a new search. Arguments, shapes and result as in LightZero's ``WorldModel``."""
         outputs = self._kv_cache_inference.initial(self, obs_act_dict, start_pos, self._kv_cache_roots)
         self.latent_state = outputs[1]
         return outputs
@@ -116,11 +110,7 @@ class KVCacheWorldModelMixin:
             self, state_action_history: list[tuple], simulation_index: int = 0, search_depth: Sequence[int] = (),
             start_pos: Any = 0
     ) -> tuple[torch.Tensor, ...]:
-        """
-        Overview:
-            Predict what follows from an action at a node. Arguments, shapes and result as in LightZero's
-            ``WorldModel``.
-        """
+        """Predict the step from nodes by actions. Arguments, shapes and result as in LightZero's ``WorldModel``."""
         outputs = self._kv_cache_inference.recurrent(
             self, state_action_history, simulation_index, search_depth, start_pos
         )
@@ -140,26 +130,25 @@ class KVCacheWorldModelMixin:
     ) -> Imagination:
         """
         Overview:
-            Roll the world model out on its own predictions, in eval mode. A latent state that the running search has
-            returned goes on from its cached context, as in that search; an observation, or any other latent state,
-            begins a context of its own. Each step equals a forward without a cache, as far as ``kv_cache.window`` does.
-            The pools and the running search stay as they are.
+            Roll the world model out on its own predictions, in eval mode. A latent state of the running search goes on
+            from its cached context; an observation, or any other latent state, begins a new context. Each step equals a
+            forward without a cache, as far as ``kv_cache.window`` does. The pools and the running search stay as they
+            are.
         Arguments:
-            - obs_or_latent (:obj:`torch.Tensor`): Observations :math:`(B, ...)` or latent states
-                :math:`(B, num_observations_tokens, E)`.
-            - actions (:obj:`Optional[torch.Tensor]`): The actions to take, :math:`(B, H)`, or
-                :math:`(B, H, action_space_size)` for continuous ones; None: the policy head chooses them.
+            - obs_or_latent (:obj:`torch.Tensor`): Observations :math:`(B, ...)` or latent states :math:`(B,
+                num_observations_tokens, E)`.
+            - actions (:obj:`Optional[torch.Tensor]`): :math:`(B, H)`, or :math:`(B, H, action_space_size)` for
+                continuous ones; None: the policy head chooses them.
             - horizon (:obj:`Optional[int]`): Steps H; None: as many as there are actions.
-            - choose (:obj:`str`): How the policy head chooses: 'greedy' takes the likeliest action, 'sample' draws one.
-            - start_pos (:obj:`Union[None, int, Sequence]`): Timesteps, one for all rows or :math:`(B, )`, which rotary
-                positions are counted from where a context begins; None: 0. What goes on from a search keeps that
-                search's.
+            - choose (:obj:`str`): 'greedy' takes the policy head's likeliest action, 'sample' draws one.
+            - start_pos (:obj:`Union[None, int, Sequence]`): Timesteps, one for all rows or :math:`(B, )`, from which a
+                new context counts its rotary positions; None: 0. A context of a search keeps that search's.
             - generator (:obj:`Optional[torch.Generator]`): Where 'sample' takes its random numbers from.
         Returns:
             - imagination (:obj:`Imagination`): Latent states, rewards, values, policy logits and actions.
         Raises:
             - ValueError: If the arguments do not fit together.
-            - RuntimeError: Without ``kv_cache`` and in mode 'legacy', where the stock code runs, which cannot imagine.
+            - RuntimeError: Without ``kv_cache`` and in mode 'legacy': the stock code cannot imagine.
         """
         if actions is not None:
             actions = torch.as_tensor(actions, device=self.transformer.ln_f.weight.device)
@@ -173,10 +162,7 @@ class KVCacheWorldModelMixin:
             self.train(was_training)
 
     def clear_caches(self) -> None:
-        """
-        Overview:
-            Drop every cached context, as LightZero does after each round of training.
-        """
+        """Drop every cached context, as LightZero does after each round of training."""
         self._kv_cache_inference.clear()
         super().clear_caches()
 
@@ -205,10 +191,7 @@ class KVCacheWorldModelMixin:
 
 
 class KVCacheWorldModel(KVCacheWorldModelMixin, WorldModel):
-    """
-    Overview:
-        LightZero's world model with the managed cache.
-    """
+    """LightZero's world model with the managed cache."""
 
     @classmethod
     def adopt(cls, world_model: WorldModel) -> 'KVCacheWorldModel':
@@ -216,8 +199,6 @@ class KVCacheWorldModel(KVCacheWorldModelMixin, WorldModel):
         Overview:
             Turn a stock world model into one with the managed cache, in place: parameters and random state are
             untouched.
-        Arguments:
-            - world_model (:obj:`WorldModel`): The stock model.
         Returns:
             - world_model (:obj:`KVCacheWorldModel`): The same object.
         Raises:

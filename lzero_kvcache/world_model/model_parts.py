@@ -1,4 +1,4 @@
-"""What the functions of a model are built of."""
+"""Which tensors a model's functions compute with."""
 from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
@@ -13,10 +13,9 @@ NO_PARTS = ('world_model', '_packed')
 
 
 class ModelParts:
-    """
-    The tensors that a ``CachedModel`` computes with, in the order in which it is built, and how it is built: where two
-    models have the same ``structure``, ``tensors`` at the same place do the same. ``hooked`` names a module that runs a
-    forward of its own, if there is one.
+    """The tensors of a ``CachedModel``, in the order in which it is built, and its structure. If two models have the
+    same ``structure``, ``tensors`` at the same place do the same. ``hooked`` names a module that runs a forward of its
+    own, if there is one.
     """
 
     def __init__(self, model: Any) -> None:
@@ -28,12 +27,7 @@ class ModelParts:
         self._seen.clear()
 
     def place_of(self, tensor: torch.Tensor) -> int:
-        """
-        The place of a tensor, or of a view of the same numbers.
-
-        Raises:
-            LookupError: If it is not among them.
-        """
+        """The place of a tensor, or of a view of the same numbers. A LookupError if it is not among them."""
         for place, part in enumerate(self.tensors):
             if (part.data_ptr(), part.shape, part.stride()) == (tensor.data_ptr(), tensor.shape, tensor.stride()):
                 return place

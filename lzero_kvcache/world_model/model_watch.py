@@ -1,4 +1,4 @@
-"""Whether a model still computes what it did when something was made of it."""
+"""Detects when cached data no longer matches the model's weights."""
 from collections.abc import Iterator
 from itertools import chain
 from operator import attrgetter
@@ -27,12 +27,10 @@ register_optimizer_step_post_hook(_count_optimizer_step)
 
 
 class ModelWatch:
-    """
-    Notices when parameters or buffers of a model have been written to or replaced, its modules or the dtype in which
-    ``torch.autocast`` lets it compute have changed, or any optimiser of this process has taken a step. Tensors made
-    under ``torch.inference_mode`` do not count what is written to them: they are compared with a copy. What is written
-    through ``parameter.data`` leaves no trace: ``clear_caches`` of the world model is for that, which LightZero calls
-    after each round of training.
+    """Notices when a model's parameters or buffers are written to or replaced, when its modules or ``torch.autocast``
+    change, and when any optimiser of this process takes a step. Tensors made under ``torch.inference_mode`` do not
+    count their writes, so a copy is compared. Writes through ``parameter.data`` leave no trace: call ``clear_caches``
+    of the world model then, as LightZero does after each round of training.
     """
 
     def __init__(self) -> None:
@@ -62,7 +60,7 @@ class ModelWatch:
         self._autocast = autocast_dtype(self._device_type)
 
     def has_changed(self, world_model: Any) -> bool:
-        """Whether the model may predict something else than the one that was taken."""
+        """Whether the model may predict something else than the one that was remembered."""
         tensors = list(_weights_of(world_model))
         return (
             self.may_have_changed() or len(tensors) != len(self._tensors)
@@ -77,9 +75,8 @@ class ModelWatch:
         return self._versions != list(map(_version, self._counting)) or self._others_may_have_changed()
 
     def some_may_have_changed(self) -> bool:
-        """
-        A look for every simulation, as ``may_have_changed``, but at a few weights, others each time. To look at all
-        costs more than a call of the model's smaller layers, and nobody but an optimiser writes during a search.
+        """As ``may_have_changed``, but looks at a few weights, others each time. To look at all in every simulation
+        costs more than a small layer, and only an optimiser is likely to write during a search.
         """
         some = slice(self._next, self._next + WEIGHTS_AT_ONCE)
         self._next = 0 if some.stop >= len(self._counting) else some.stop

@@ -10,7 +10,7 @@ from ..store.slab import TokenShape, TokenSlab
 
 
 def new_store(world_model: Any, config: KVCacheConfig) -> TokenStore:
-    """An empty store. A context that has reached the window loses its oldest pair and has room for another."""
+    """An empty store. A context that reaches the window loses its oldest pair and has room for another."""
     encodes_again = config.window == 'rebuild'
     shape = TokenShape(
         num_layers=world_model.num_layers, num_heads=world_model.num_heads,

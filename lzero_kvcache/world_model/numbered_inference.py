@@ -33,23 +33,22 @@ Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Te
 
 
 class NumberedInference:
-    """
-    Root and recurrent inference of one world model over cached contexts. Inside the window (with window='rebuild', past
-    it, too) every prediction equals that of a forward without a cache over the row's own tokens. Each call holds the
-    manager's lock. One that breaks off, by whatever exception, leaves no contexts behind: what is missed from then on
-    is computed again.
+    """Root and recurrent inference of one world model over cached contexts. Inside the window (with window='rebuild',
+    past it, too) every prediction equals that of a forward without a cache over the row's own tokens. Each call holds
+    the manager's lock. An interrupted call leaves no contexts behind; later calls compute them again.
 
     Args:
         world_model: The model. Only its dimensions are read here; each call gets it again.
         config: The ``kv_cache`` entry.
-        num_simulations: Per search, of ``env_num`` environments.
+        env_num: The environments of a search.
+        num_simulations: Per search.
         game_segment_length: Steps per game segment.
         discount_factor: Of the searches.
 
     Attributes:
         search: The running search.
-        context_lengths: Tokens per row that the last inference found in its contexts.
-        observer: Is told of all searches, where there is one.
+        context_lengths: Tokens per row in the last inference's contexts.
+        observer: Is told of all searches, if there is one.
 
     Raises:
         ValueError: If the model's dimensions do not fit together, or the memory budget is too small.
@@ -106,21 +105,20 @@ class NumberedInference:
         return self.histories.root_stats
 
     def initial(self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments) -> Outputs:
-        """
-        Predict at the roots of a new search. With current observations every environment's episode goes on by one step;
-        without, the observations are whole sequences of the replay buffer, which need no cache.
+        """Predict at the roots of a new search. With current observations every environment's episode goes on by one
+        step; without, the observations are whole sequences of the replay buffer and need no cache.
 
         Args:
             world_model: The model.
-            obs_act_dict: 'obs', the last observations ``[B, ...]``, 'action', the actions since (-1 at an episode's
-                first step), and 'current_obs', ``[B, ...]`` or None.
-            start_pos: Timesteps of the current observations. Those that are negative or stand still are counted from
-                the environment's own episode; one that does not follow begins a new episode.
+            obs_act_dict: 'obs', the last observations, [B, ...]; 'action', the actions since (-1 at an episode's first
+                step); 'current_obs', [B, ...] or None.
+            start_pos: Timesteps of the current observations. The environment's own episode counts those that are
+                negative or stand still; one that does not follow begins a new episode.
             roots: Whose observations these are.
 
         Returns:
-            Hidden states, latent states ``[B, num_observations_tokens, E]``, reward logits (empty, a root has none),
-            policy and value logits ``[B, 1, ...]``.
+            Hidden states, latent states, [B, num_observations_tokens, E], reward logits (empty: a root has none),
+            policy and value logits, [B, 1, size].
 
         Raises:
             ValueError: If an environment does not exist or the rows do not match; nothing has changed then.
@@ -163,7 +161,7 @@ class NumberedInference:
             self, forward: Forward, phase: str, timesteps: np.ndarray, latents: torch.Tensor, policy: torch.Tensor,
             value: Optional[torch.Tensor] = None
     ) -> list[int]:
-        """A search begins with its roots; returns their numbers."""
+        """Begin a search with its roots, and return their numbers."""
         self._end_search()
         world_model = forward.model.world_model
         samples_actions = bool(world_model.continuous_action_space)
@@ -190,7 +188,7 @@ class NumberedInference:
         return roots
 
     def search_from(self, latents: Any) -> Optional[Search]:
-        """The running search, if it has nothing but roots and these are their latent states ``[B, ...]``."""
+        """The running search, if it has only roots and these are their latent states, [B, ...]."""
         with self.manager.lock:
             search = self.search
             if search is None or search.nodes.num_nodes != len(latents):
@@ -205,19 +203,18 @@ class NumberedInference:
             self, world_model: Any, search: Search, nodes: np.ndarray, actions: Any, search_depth: Sequence[int] = (),
             start_pos: Any = 0
     ) -> tuple[StepOutputs, np.ndarray]:
-        """
-        Take an action at a node of a search in every row.
+        """Take an action at a node of a search in every row.
 
         Args:
             world_model: The model.
             search: The running search, or one that another has interrupted.
-            nodes: Their numbers, int64 ``[B]``.
-            actions: ``[B]`` or ``[B, action_space_size]``.
-            search_depth: The depth that LightZero's search reports, ``[B]``.
-            start_pos: Not looked at: the search has its roots' timesteps.
+            nodes: Their numbers, int64 [B].
+            actions: [B] or [B, action_space_size].
+            search_depth: The depth that LightZero's search reports, [B].
+            start_pos: Unused: the search has its roots' timesteps.
 
         Returns:
-            What the model predicts, its ``host`` on the host, and the numbers of the new nodes, ``[B]``.
+            The predictions, with ``host`` on the host, and the numbers of the new nodes, [B].
         """
         with self._whole_inference():
             return self._expand(self._model.at_simulation(world_model), search, nodes, actions, search_depth)
@@ -282,13 +279,13 @@ class NumberedInference:
             self.histories.forget(phase, env_ids)
 
     def clear(self) -> None:
-        """Drop whatever was made of the weights. Running episodes and a running search go on, and compute it again."""
+        """Drop what was made of the weights. Running episodes and a running search go on and compute it again."""
         with self._whole_inference():
             self._drop_contexts()
             self._model.forget()
 
     def leave_device(self) -> None:
-        """Drop what lies on the model's device, because the model has moved to another, or to another dtype."""
+        """Drop what lies on the model's device: the model has moved to another one, or to another dtype."""
         with self._whole_inference():
             self._drop_contexts()
             self._end_search()
@@ -313,9 +310,8 @@ class NumberedInference:
         self._broke_off = True
 
     def _recover(self) -> None:
-        """
-        What an inference that broke off has left of the contexts is in no known state. Episodes are: their steps are
-        added one at a time, each in one assignment. The search goes as far as all its arrays do.
+        """Drop the contexts, whose state is unknown after an interruption. Episodes are whole: each step is added in
+        one assignment. The search keeps the nodes that all its arrays have.
         """
         self._drop_contexts()
         if self.search is not None:
@@ -325,7 +321,7 @@ class NumberedInference:
         self._broke_off = False
 
     def _drop_contexts(self) -> None:
-        """Of a running search the nodes stay, from which its contexts are computed again."""
+        """A running search keeps its nodes, to compute their contexts again."""
         if self.observer is not None:
             self.observer.drop_contexts()
         self.manager.clear_all()
@@ -347,5 +343,5 @@ class NumberedInference:
 
 
 def usable_anywhere(tensors: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
-    """Copies: tensors of inference mode can take no part in what is differentiated or changed in place outside."""
+    """Copies outside of inference mode, which autograd and in-place changes can use."""
     return tuple(tensor.to(at_least_float32(tensor.dtype), copy=True) for tensor in tensors)

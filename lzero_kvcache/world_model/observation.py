@@ -1,4 +1,4 @@
-"""Whoever watches the searches of this process from outside."""
+"""Watches the searches of this process from outside."""
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,8 +20,7 @@ class SearchObserver(ABC):
             self, nodes: SearchNodes, env_ids: Sequence[Optional[int]], beginnings: Sequence[int],
             lengths: Sequence[int]
     ) -> None:
-        """
-        The search has its roots, which have been cached in the init pools of their environments.
+        """The search has its roots, cached in the init pools of their environments.
 
         Args:
             nodes: The search's, of which these are the first.
@@ -32,7 +31,7 @@ class SearchObserver(ABC):
 
     @abstractmethod
     def strays(self, nodes: SearchNodes) -> None:
-        """The search expands states that it has not got from the model: the latest nodes."""
+        """The search expands states that the model has not predicted: the latest nodes."""
 
     @abstractmethod
     def expand(self, nodes: SearchNodes) -> None:
@@ -51,8 +50,7 @@ _observed: WeakSet = WeakSet()
 
 @contextmanager
 def observe_searches(new_observer: NewObserver) -> Iterator[None]:
-    """
-    Let each world model that searches within the ``with`` block, copies made within it included, have an observer.
+    """Give an observer to each world model that searches within the ``with`` block, and to each copy made within it.
 
     Args:
         new_observer: Called with the ``ManagedInference`` and its world model before the first search.
@@ -74,7 +72,7 @@ def observe_searches(new_observer: NewObserver) -> Iterator[None]:
 
 
 def observer_of(inference: Any, world_model: Any) -> Optional[SearchObserver]:
-    """A new observer for a world model that has none, if somebody wants to observe."""
+    """A new observer for a world model; None outside of ``observe_searches``."""
     if _new_observer is None:
         return None
     _observed.add(inference)

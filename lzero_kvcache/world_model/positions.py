@@ -1,4 +1,4 @@
-"""Rotary positions of observations and actions, as the release assigns them and as training does."""
+"""Rotary positions of observations and actions, as the release or training assigns them."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,25 +7,23 @@ import torch
 
 
 def rotary_frequencies(table: torch.Tensor) -> np.ndarray:
-    """The angles that one position turns by, (head_dim / 2, ), of the stock transformer's rotations."""
+    """The angles that one position turns by, [head_dim / 2], of the stock transformer's rotations."""
     return table[1].to(torch.complex128).angle().cpu().numpy()
 
 
 def rotations(positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
-    """
-    What queries and keys at any positions, (B, T), are turned by: complex64, (B, T, head_dim / 2). The stock table ends
-    at ``2 * max_seq_len``.
+    """Rotations of queries and keys at positions, [B, T]: complex64, [B, T, head_dim / 2]. Any positions: the stock
+    table ends at ``2 * max_seq_len``.
     """
     return np.exp(1j * (positions[..., None] * frequencies)).astype(np.complex64)
 
 
 def host_timesteps(start_pos: Any, batch_size: int) -> np.ndarray:
-    """
-    Bring the timesteps of a batch, in whichever form the stock code passes them, to one, ``[batch_size]``.
+    """One form, [batch_size], for the timesteps of a batch in any form of the stock code.
 
     Args:
-        start_pos: One timestep for all rows, or one per row; in reanalysis an array ``[B, T]`` of sequences, whose rows
-            stand for T + 1 roots each, the last without a timestep.
+        start_pos: One timestep for all rows, or one per row; in reanalysis an array of sequences, [B, T]. Each of its
+            rows stands for T + 1 roots, the last without a timestep.
         batch_size: The number of rows.
 
     Raises:
@@ -49,13 +47,12 @@ def history_positions(timesteps: Sequence[int], num_observations_tokens: int) ->
 
 
 class SearchPositions:
-    """
-    Rotary positions of the tokens that a search appends.
+    """Rotary positions of the tokens that a search appends.
 
     Args:
-        mode: 'aligned': root + 1, + 2, ..., as in training; 'release': as the release computes them from what the
-            search hands down as its depth. UniZero's counts it from 1; Sampled UniZero's hands the number of the
-            expanded node down, which is the simulation that made it. In reanalysis both tokens share one position.
+        mode: 'aligned': root + 1, + 2, ..., as in training; 'release': from the depth that the search reports.
+            UniZero's counts it from 1; Sampled UniZero's reports the expanded node's simulation instead. In reanalysis
+            the release gives both tokens one position.
     """
 
     def __init__(self, mode: str) -> None:
@@ -65,18 +62,14 @@ class SearchPositions:
             self, timesteps: np.ndarray, parent_depths: np.ndarray, search_depth: Sequence[int], reanalyze: bool,
             num_observations_tokens: int
     ) -> np.ndarray:
-        """
-        Positions of the action and of the latent state of each new node.
+        """Positions of the action and of the latent state of each new node, [B, 1 + num_observations_tokens].
 
         Args:
-            timesteps: Timesteps of the roots, ``[B]``.
-            parent_depths: Actions between root and expanded node, ``[B]``.
-            search_depth: What the search passes as its depth, ``[B]``, or nothing.
+            timesteps: Of the roots, [B].
+            parent_depths: Actions between root and expanded node, [B].
+            search_depth: What the search passes as its depth, [B], or nothing.
             reanalyze: Whether the search reanalyses the replay buffer.
             num_observations_tokens: Tokens of a latent state.
-
-        Returns:
-            ``[B, 1 + num_observations_tokens]``.
         """
         steps = timesteps + parent_depths
         if self._mode == 'release':
@@ -89,12 +82,12 @@ class SearchPositions:
         return np.column_stack([action, latent[:, None] + np.arange(num_observations_tokens)])
 
     def of_encoded(self, timesteps: Sequence[int], lossless: bool) -> Sequence[int]:
-        """Timesteps of observations that are encoded again, of an episode or, where that is lost, of its last step."""
+        """Timesteps of an episode's observations, or only the last one's, for encoding them again."""
         if lossless or self._mode == 'aligned':
             return timesteps
         # Where the release starts over, it takes the last observation for the current one.
         return [step + 1 for step in timesteps]
 
     def of_reset_latent(self, timesteps: np.ndarray, depths: np.ndarray) -> np.ndarray:
-        """Positions of nodes' latent states, (B, ), where contexts start over; the release takes the roots'."""
+        """Positions, [B], of nodes' latent states from which contexts start over."""
         return 2 * (timesteps + depths) if self._mode == 'aligned' else 2 * timesteps

@@ -1,11 +1,11 @@
-"""In which dtype a model computes, and in which its predictions leave the cache."""
+"""The dtypes in which a model computes and its predictions leave the cache."""
 from typing import Optional
 
 import torch
 
 
 def autocast_dtype(device_type: str) -> Optional[torch.dtype]:
-    """What ``torch.autocast`` casts to where this is called; None outside of it."""
+    """The dtype that ``torch.autocast`` casts to here; None outside of it."""
     if hasattr(torch, 'get_autocast_dtype'):
         is_enabled = torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
         return torch.get_autocast_dtype(device_type) if is_enabled else None
@@ -16,7 +16,7 @@ def autocast_dtype(device_type: str) -> Optional[torch.dtype]:
 
 
 def as_computed_with(weight: torch.Tensor) -> torch.Tensor:
-    """A weight as ``torch.autocast``, which would cast it again in each call, multiplies with it."""
+    """A weight cast once as ``torch.autocast`` would cast it in each call."""
     dtype = autocast_dtype(weight.device.type)
     # It leaves double precision alone.
     return weight if dtype is None or weight.dtype == torch.float64 else weight.to(dtype)

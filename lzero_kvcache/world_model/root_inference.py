@@ -1,4 +1,4 @@
-"""Predictions at the roots of a search, where the episodes of environments go on."""
+"""Predictions at the roots of a search, which continue the episodes of environments."""
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, NamedTuple
@@ -18,17 +18,16 @@ from .roots import RootRows
 
 
 class RootPredictions(NamedTuple):
-    """
-    What a root inference has found and predicted, one row per environment.
+    """What a root inference has found and predicted, one row per environment.
 
     Attributes:
         histories: The episodes.
-        timesteps: Of the roots, ``[B]``.
+        timesteps: Of the roots, [B].
         beginnings: How their contexts began, see ``search.episode``.
-        lengths: Tokens of the contexts that they go on from, ``[B]``.
+        lengths: Tokens of the contexts that they go on from, [B].
         contexts: Theirs, each held once, by the caller.
-        hidden, latents: ``[B, num_observations_tokens, E]``.
-        reward, policy, value: Logits, ``[B, 1, ...]``; a root's reward is zeros.
+        hidden, latents: [B, num_observations_tokens, E].
+        reward, policy, value: Logits, [B, 1, size]; a root's reward is zeros.
     """
     histories: Sequence[EnvironmentHistory]
     timesteps: np.ndarray
@@ -46,15 +45,14 @@ def predict_roots(
         forward: Forward, histories: EnvironmentHistories, contexts: SearchContexts, store: TokenStore,
         obs_act_dict: dict, phase: str, rows: RootRows
 ) -> RootPredictions:
-    """
-    Let the episodes of environments go on by one step each.
+    """Let the episodes of environments go on by one step each.
 
     Args:
         forward: Computes.
         histories: The episodes.
         contexts: Looks up what the episodes go on from.
         store: Where contexts lie.
-        obs_act_dict: As LightZero hands it down: 'obs', 'action', 'current_obs'.
+        obs_act_dict: LightZero's 'obs', 'action' and 'current_obs'.
         phase: 'collect' or 'eval'.
         rows: Whose observations these are.
     """
@@ -91,7 +89,7 @@ def _tokens(
         model: CachedModel, latents: torch.Tensor, actions: Sequence[Any], timesteps: np.ndarray,
         first_steps: Sequence[bool]
 ) -> tuple[torch.Tensor, np.ndarray, np.ndarray]:
-    """Action and observation of each row, at first steps the latter alone; positions; how many tokens these are."""
+    """Action and observation of each row, at first steps only the latter; positions; tokens per row."""
     continuing = [row for row, is_first in enumerate(first_steps) if not is_first]
     batch_size, num_latents, _ = latents.shape
     counts = np.full(batch_size, num_latents)

@@ -1,4 +1,4 @@
-"""Whose roots an inference is given, and what may be wrong with what it is given."""
+"""Whose roots an inference gets, and checks of its arguments."""
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional
@@ -13,14 +13,11 @@ PHASES = ('collect', 'eval')
 
 @dataclass(frozen=True)
 class RootEnvironments:
-    """
-    Overview:
-        Whose observations a root inference is given.
-    Arguments:
-        - phase (:obj:`str`): 'collect' or 'eval', whose episodes are kept apart.
-        - env_ids (:obj:`Optional[Tuple[int, ...]]`): The environment of each row; None: row i is environment i.
-    Raises:
-        - ValueError: On another phase.
+    """Whose observations a root inference gets.
+
+    Attributes:
+        phase: 'collect' or 'eval', whose episodes are kept apart; a ValueError on another.
+        env_ids: The environment of each row; None: row i is environment i.
     """
     phase: str = 'collect'
     env_ids: Optional[tuple[int, ...]] = None
@@ -30,35 +27,19 @@ class RootEnvironments:
             raise ValueError(f'phase is {self.phase!r}: {choices(self.phase, PHASES)}')
 
     def ids_of(self, batch_size: int) -> tuple[int, ...]:
-        """
-        Overview:
-            The environment of each of ``batch_size`` rows.
-        """
+        """The environment of each of ``batch_size`` rows."""
         return tuple(range(batch_size)) if self.env_ids is None else self.env_ids
 
 
 class RootRows(NamedTuple):
-    """
-    Overview:
-        The rows of a root inference, once they have been checked.
-    Arguments:
-        - env_ids (:obj:`Tuple[int, ...]`): The environment of each.
-        - timesteps (:obj:`np.ndarray`): Timesteps of the current observations, :math:`(B, )`.
-        - first_steps (:obj:`List[bool]`): Whether an episode begins.
-    """
+    """The checked rows of a root inference: environments, timesteps [B], and whether an episode begins."""
     env_ids: tuple[int, ...]
     timesteps: np.ndarray
     first_steps: list[bool]
 
 
 def is_first_step(action: Any, world_model: Any) -> bool:
-    """
-    Overview:
-        Whether an action marks an episode's first step.
-    Arguments:
-        - action (:obj:`Any`): As a policy hands it down: -1 at a first step.
-        - world_model (:obj:`WorldModel`): The model.
-    """
+    """Whether an action, as a policy hands it down, marks an episode's first step: it is -1 then."""
     if world_model.continuous_action_space:
         return np.ndim(action) == 0
     return int(action) == -1
@@ -67,7 +48,7 @@ def is_first_step(action: Any, world_model: Any) -> bool:
 def checked_roots(
         world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments, env_num: int
 ) -> RootRows:
-    """The rows of a root inference, or a ValueError that says what is wrong with what it is given."""
+    """The rows of a root inference. A ValueError says what is wrong with its arguments."""
     batch_size = len(obs_act_dict['current_obs'])
     env_ids = roots.ids_of(batch_size)
     first_steps = [is_first_step(action, world_model) for action in obs_act_dict['action']][:batch_size]
@@ -93,12 +74,7 @@ def checked_roots(
 def check_expansion(
         world_model: Any, latents: Any, actions: Any, search_depth: Sequence[int], start_pos: Any
 ) -> None:
-    """
-    Overview:
-        Find what is wrong with the arguments of ``ManagedInference.recurrent``.
-    Raises:
-        - ValueError: If they do not fit together.
-    """
+    """A ValueError if the arguments of ``ManagedInference.recurrent`` do not fit together."""
     shape, node_shape = tuple(np.shape(latents)), (world_model.num_observations_tokens, world_model.embed_dim)
     if shape[1:] != node_shape or shape[0] == 0:
         raise ValueError(

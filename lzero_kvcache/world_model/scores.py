@@ -35,20 +35,14 @@ def search_depth(
 def predicted_value(
         depth: np.ndarray, reward: torch.Tensor, policy: torch.Tensor, value: torch.Tensor
 ) -> Sequence[float]:
-    """
-    Overview:
-        Nodes of a high predicted value survive. Arguments and result as ``search_depth``.
-    """
+    """Nodes of a high predicted value survive. Arguments and result as ``search_depth``."""
     return _expected_bins(value)
 
 
 def predicted_reward(
         depth: np.ndarray, reward: torch.Tensor, policy: torch.Tensor, value: torch.Tensor
 ) -> Sequence[float]:
-    """
-    Overview:
-        Nodes of a high predicted reward survive. Arguments and result as ``search_depth``.
-    """
+    """Nodes of a high predicted reward survive. Arguments and result as ``search_depth``."""
     return _expected_bins(reward)
 
 
@@ -69,17 +63,16 @@ class PoolScores:
             self, kind: str, nodes: SearchNodes, numbers: Sequence[int], reward: torch.Tensor, policy: torch.Tensor,
             value: torch.Tensor
     ) -> Sequence[Optional[float]]:
-        """
-        What nodes are worth to the strategy of a pool: None each, where that goes by no score.
+        """What nodes are worth to the strategy of a pool: None each, if it uses no score.
 
         Args:
             kind: One of the three.
             nodes: The search's.
-            numbers: Those to be scored.
-            reward, policy, value: Logits, ``[B, 1, ...]``.
+            numbers: The nodes to score, B of them.
+            reward, policy, value: Logits, [B, 1, ...].
 
         Raises:
-            ValueError: If a score returns something else than numbers.
+            ValueError: If a score returns anything but numbers.
         """
         score = self._scores[kind]
         if score is None:
@@ -93,12 +86,7 @@ class PoolScores:
 
 
 def scores_of(config: KVCacheConfig) -> PoolScores:
-    """
-    Find the scores that a ``kv_cache`` entry asks for.
-
-    Raises:
-        ValueError: If there is no such score, with its full key path.
-    """
+    """The scores that a ``kv_cache`` entry asks for. A ValueError names the key path of an unknown one."""
     scores: dict[str, Optional[Score]] = {}
     for kind in ('init_pool', 'recur_pool', 'wm_pool'):
         pool = getattr(config, kind)
@@ -109,11 +97,10 @@ def scores_of(config: KVCacheConfig) -> PoolScores:
 
 
 def resolve_score(name: str, key_path: str) -> Score:
-    """
-    Find a score by its name in ``SCORES`` or its dotted path, e.g. 'my_package.my_module.my_score'.
+    """Find a score by its name in ``SCORES`` or its dotted path, e.g. 'my_package.my_module.my_score'.
 
     Raises:
-        ValueError: If there is no such name or function; ``key_path`` is where it stands in the user's config.
+        ValueError: If there is no such name or function. It names ``key_path``, the place in the user's config.
     """
     if name in SCORES:
         return SCORES[name]

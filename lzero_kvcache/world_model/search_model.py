@@ -1,4 +1,4 @@
-"""A model as LightZero's search sees it, whose latent states are the numbers of nodes."""
+"""A model whose latent states are numbers of nodes, for LightZero's search."""
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +11,8 @@ from ..search.search import Search
 
 
 class NumberedModel:
-    """
-    What a search asks of a model: it hands numbers of nodes where it would hand latent states, which it never looks
-    into, and is given numbers and scalars.
+    """A search's model that hands out numbers of nodes instead of latent states. The search never looks into these, and
+    gets numbers and scalars back.
 
     Args:
         model: The search's own model.

@@ -1,4 +1,4 @@
-"""What the release's own caches hold, as seen from outside."""
+"""The contents of the release's own caches, tracked from outside."""
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Optional
@@ -14,12 +14,11 @@ OLD_WEIGHTS = 'stock fault: the release goes on from keys and values of other we
 
 @dataclass(frozen=True)
 class StockContext:
-    """
-    What a slot of the stock caches really holds.
+    """The true content of a slot in the stock caches.
 
     Attributes:
         owner: The managed key of the step or node that it was written for.
-        flaw: Why it is not what a forward without a cache gives, if it is not.
+        flaw: Why it differs from a forward without a cache; None: it does not.
         length: Its tokens.
     """
     owner: int
@@ -27,12 +26,12 @@ class StockContext:
     length: int
 
     def flaw_for(self, owner: Optional[int]) -> Optional[str]:
-        """What is wrong with it for whoever goes on from the step or node of a managed key."""
+        """What is wrong with it for a step or node with this managed key."""
         return self.flaw if self.owner == owner else WRONG_ENTRY
 
 
 class StockCaches:
-    """The contexts in the slots of the release's caches, as far as they were written under these eyes."""
+    """The contexts in the slots of the release's caches, as far as their writes were seen."""
 
     def __init__(self) -> None:
         self._of_roots: dict[tuple[int, int], StockContext] = {}
@@ -60,14 +59,13 @@ class StockCaches:
             self, world_model: Any, latents: np.ndarray, owners: Sequence[Optional[int]], lengths: np.ndarray,
             lost: str
     ) -> tuple[list[Optional[str]], list[int]]:
-        """
-        What is wrong with the contexts that the stock code goes on from at its roots, and how many tokens they have.
+        """What is wrong with the contexts of the stock code's roots, and how many tokens they have.
 
         Args:
             world_model: The model.
-            latents: Its latent states of the last observations, ``[B, ...]``.
+            latents: Its latent states of the last observations, [B, ...].
             owners: The managed keys of the steps that the episodes go on from.
-            lengths: How many tokens the managed contexts have, ``[B]``.
+            lengths: Tokens of the managed contexts, [B].
             lost: What is wrong where there is no context.
         """
         flaws: list[Optional[str]] = []
@@ -90,7 +88,7 @@ class StockCaches:
         )
 
     def node_contexts(self, world_model: Any, latents: Sequence[np.ndarray]) -> list[Optional[StockContext]]:
-        """The contexts, by row, that the stock code goes on from at nodes of these latent states; None: it has none."""
+        """The contexts, by row, that the stock code finds at nodes of these latent states; None: it has none."""
         contexts = []
         for row, key in enumerate(map(hash_state, latents)):
             slot = None

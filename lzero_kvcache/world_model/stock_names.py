@@ -3,9 +3,8 @@ from typing import Any
 
 
 def bind_stock_names(world_model: Any, mode: str) -> None:
-    """
-    Let the stock code's ``past_kv_cache_*.clear()`` and ``keys_values_wm_list.clear()`` reach the managed pools, and
-    drop the stock code's own working memory, which cannot be pickled. In mode 'validate' the stock code keeps its own
+    """Let the stock code's ``past_kv_cache_*.clear()`` and ``keys_values_wm_list.clear()`` reach the managed pools.
+    Drops the stock code's own working memory, which cannot be pickled. In mode 'validate' the stock code keeps its own
     caches. Its counters, such as ``hit_count``, stay plain numbers.
     """
     if mode != 'managed':
@@ -19,7 +18,7 @@ def bind_stock_names(world_model: Any, mode: str) -> None:
 
 
 def count_queries(world_model: Any, queries: int, hits: int) -> None:
-    """Keep the stock code's counters of the contexts that a search asked for and found."""
+    """Add to the stock code's counters of contexts that a search asked for and found."""
     # Not through the module's own setattr, which looks for parameters first and would show in every simulation.
     counters = vars(world_model)
     counters['total_query_count'] += queries

@@ -1,4 +1,4 @@
-"""Whether a model's modules still compute what they did when something was made of them."""
+"""Detects when a model's modules no longer compute what they did."""
 import logging
 from collections.abc import Iterator
 from functools import cache
@@ -26,9 +26,8 @@ KNOWN_CLASSES = (
 
 
 def runs_its_own_forward(module: nn.Module) -> bool:
-    """
-    Whether a module computes anything but what its class says: hooks, its own or those for all modules, a forward of
-    this one instance, or another one that its class has been given.
+    """Whether a module computes anything but what its class says: by hooks, its own or those for all modules, by a
+    forward of this instance, or by another forward given to its class.
     """
     return (
         any(_hooks_of(module)) or any(_hooks_of_all_modules()) or 'forward' in vars(module)
@@ -44,10 +43,8 @@ def _computes_as_written(known: type) -> bool:
 
 
 class StructureWatch:
-    """
-    Notices when modules of a model have been replaced, given hooks or freed of them, switched to training or back, and
-    when their numbers, strings or functions have been set, such as the ``eps`` of a norm or the ``forward`` of one
-    instance.
+    """Notices when a model's modules are replaced, given hooks or freed of them, or switched to training or back, and
+    when their numbers, strings or functions are set, such as a norm's ``eps`` or an instance's ``forward``.
     """
 
     def __init__(self) -> None:
@@ -66,7 +63,7 @@ class StructureWatch:
         self._hook_ids = [tuple(hooks) for hooks in self._hooks]
 
     def has_changed(self, world_model: nn.Module) -> bool:
-        """Whether the modules may compute something else than those that were taken."""
+        """Whether the modules may compute something else than those that were remembered."""
         modules = dict(world_model.named_modules())
         if modules != self._modules or self.hooks_have_changed():
             return True

@@ -39,10 +39,8 @@ NODE_OUTPUTS = {'latent': 1, 'reward': 2, 'policy': 3, 'value': 4}
 
 
 class ValidatedInference(ManagedInference):
-    """
-    Managed inference beside the stock code, which runs on the stock code's own state. They are compared row by row, and
-    the managed predictions are returned. The stock caches are watched from outside, so that a row is compared wherever
-    the release is right, and only there.
+    """Managed inference beside the stock code on its own state, compared row by row; the managed predictions are
+    returned. The stock caches are tracked from outside, to compare a row wherever the release is right, and only there.
     """
 
     def __init__(self, world_model: Any, config: KVCacheConfig, env_num: int, **sizes: Any) -> None:
@@ -221,7 +219,7 @@ class ValidatedInference(ManagedInference):
         )
 
     def _position_flaw(self, world_model: Any, tree: int, timestep: int, oldest: int, newest: int) -> Optional[str]:
-        """What is wrong with rotary positions from the ``oldest`` to the ``newest`` in the release, if anything is."""
+        """What is wrong with rotary positions from ``oldest`` to ``newest`` in the release; None: nothing."""
         if timestep != self._timesteps[tree]:
             return NO_TIMESTEPS
         end = world_model.config.max_seq_len

@@ -8,13 +8,12 @@ class KVCacheMismatchError(RuntimeError):
 
 
 class StockInferenceError(RuntimeError):
-    """The stock code has failed, and not by a fault of the release that mode 'validate' knows."""
+    """The stock code has failed by no fault that mode 'validate' knows."""
 
 
 @dataclass
 class ValidationReport:
-    """
-    Rows of inferences, counted.
+    """Rows of inferences, counted.
 
     Attributes:
         agreed: All predictions within the tolerance.

@@ -5,7 +5,7 @@ logger = logging.getLogger('lzero_kvcache')
 
 
 class WarnOnce:
-    """Logs each warning, known by its sentence, the first time that it is given."""
+    """Logs each warning, known by its sentence, only once."""
 
     def __init__(self) -> None:
         self._given: set[str] = set()
