@@ -43,14 +43,10 @@ class KVCacheManager:
     pool_class: type[KVCachePool] = KVCachePool
 
     def __init__(
-            self,
-            config: Any,
-            env_num: int,
-            enable_stats: bool = True,
+            self, config: Any, env_num: int, enable_stats: bool = True,
             on_release: Optional[Callable[[Sequence[Any]], None]] = None,
-            measure: Callable[[Sequence[Any]], int] = _tensor_bytes,
-            memory: Optional[ContextMemory] = None,
-            on_loss: Optional[Callable[[], None]] = None,
+            measure: Callable[[Sequence[Any]], int] = _tensor_bytes, memory: Optional[ContextMemory] = None,
+            on_loss: Optional[Callable[[], None]] = None
     ) -> None:
         self.env_num = check_count(env_num, 'env_num', 'environments')
         if isinstance(config, Mapping):

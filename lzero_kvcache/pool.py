@@ -11,9 +11,9 @@ from .stats import CacheStats
 
 logger = logging.getLogger('lzero_kvcache')
 
-# What needs no second look, in every simulation; bool is another type.
+# Keys of these types need no further check; bool is another type.
 KEY_TYPES = (int, str)
-# Of a pool's slots, in an error message.
+# In an error message.
 SLOTS_SHOWN = 5
 
 
@@ -43,14 +43,9 @@ class KVCachePool:
     """
 
     def __init__(
-            self,
-            pool_size: int,
-            eviction_strategy: StrategyLike = EvictionStrategy.FIFO,
-            enable_stats: bool = True,
-            name: str = 'default',
-            on_release: Optional[Callable[[Sequence[Any]], None]] = None,
-            lock: Optional[CopyableLock] = None,
-            on_loss: Optional[Callable[[], None]] = None,
+            self, pool_size: int, eviction_strategy: StrategyLike = EvictionStrategy.FIFO, enable_stats: bool = True,
+            name: str = 'default', on_release: Optional[Callable[[Sequence[Any]], None]] = None,
+            lock: Optional[CopyableLock] = None, on_loss: Optional[Callable[[], None]] = None
     ) -> None:
         self.lock = CopyableLock() if lock is None else lock
         self.name = name
@@ -64,7 +59,7 @@ class KVCachePool:
         self._on_loss = on_loss
         self.is_whole = True
         self._value_of_slot: dict[int, Any] = {}
-        # What leaves and has not been released yet.
+        # These have left and are still to be released.
         self._leaving: list[Any] = []
         self._change(self._reset_index)
         self._follows_search = self.eviction_policy.follows_search
@@ -75,7 +70,7 @@ class KVCachePool:
         self._slot_of_key: dict[Hashable, int] = {}
         self._key_of_slot: dict[int, Hashable] = {}
         self._free_slots: list[int] = []
-        # In one statement: whatever breaks off here, each value is in one of the two.
+        # In one statement, so that an interruption finds each value in exactly one of the two.
         self._leaving, self._value_of_slot = [*self._leaving, *self._value_of_slot.values()], {}
 
     def set(self, cache_key: Hashable, kv_cache: Any, priority: Priority = None) -> int:
@@ -111,7 +106,7 @@ class KVCachePool:
                 'priorities: needed is one of each for each entry'
             )
         for cache_key, priority in zip(cache_keys, priorities):
-            # What there is to check nothing of, in every simulation, costs no call.
+            # The common case, in every simulation, needs no check and no call.
             if priority is not None or type(cache_key) not in KEY_TYPES:
                 self._check_entry(cache_key, priority)
         with self.lock:
@@ -245,7 +240,7 @@ class KVCachePool:
         return f"KVCachePool(name='{self.name}', entries={len(self)}, pool_size={self.pool_size}, stats={self.stats})"
 
     def _change(self, operation: Callable[..., None], *arguments: Any) -> None:
-        # What is called in every simulation has these lines of its own: a call would show there.
+        # set_many and get_many repeat these lines: they run in every simulation, where a call would show.
         with self.lock:
             if not self.is_whole:
                 self._recover()
@@ -276,27 +271,26 @@ class KVCachePool:
     def _check_entry(self, cache_key: Hashable, priority: Priority) -> None:
         if type(cache_key) not in KEY_TYPES:
             self._check_key(cache_key)
-        if priority is not None:
-            if isinstance(priority, SearchTreeNode):
-                if not self._follows_search:
-                    raise ValueError(
-                        f"priority of key {cache_key!r} in pool '{self.name}' is a node of a search, which "
-                        f'{type(self.eviction_policy).__name__} does not follow: allowed is a number'
-                    )
-            elif not is_number(priority):
+        if isinstance(priority, SearchTreeNode):
+            if not self._follows_search:
                 raise ValueError(
-                    f"priority of key {cache_key!r} in pool '{self.name}' is {priority!r}: allowed is a number"
+                    f"priority of key {cache_key!r} in pool '{self.name}' is a node of a search, which "
+                    f'{type(self.eviction_policy).__name__} does not follow: allowed is a number'
                 )
+        elif priority is not None and not is_number(priority):
+            raise ValueError(
+                f"priority of key {cache_key!r} in pool '{self.name}' is {priority!r}: allowed is a number"
+            )
 
     def _check_key(self, cache_key: Hashable) -> None:
-        # Not only when it is set: to a dict, 1, 1.0 and True are the same.
+        # Lookups check it, too: to a dict, 1, 1.0 and True are the same.
         if not isinstance(cache_key, str) and not is_integer(cache_key):
             raise ValueError(f"key of pool '{self.name}' is {cache_key!r}: allowed are ints and strings")
 
     def _evict(self) -> None:
         victim = self.eviction_policy.victim()
         try:
-            # Not the victim itself, which may be NumPy's.
+            # Not the victim itself, which may be a NumPy integer.
             slot = self._slot_of_key.pop(self._key_of_slot.pop(victim))
         except (KeyError, TypeError):
             held = sorted(self._key_of_slot)
@@ -320,7 +314,7 @@ class KVCachePool:
         )
 
     def _release(self) -> None:
-        # Who wants to know of losses has lost count when a release breaks off; others may use the pool meanwhile.
+        # If ``on_release`` is interrupted, a caller that tracks references can no longer trust its counts.
         self.is_whole = self._on_loss is None
         leaving, self._leaving = self._leaving, []
         if self._on_release is not None:

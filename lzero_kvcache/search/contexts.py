@@ -17,9 +17,6 @@ class SearchContexts:
     """Looks contexts up in the pools, has missing ones computed again by ``forward``, and caches new ones.
 
     Args:
-        manager: The pools, whose values are contexts.
-        store: Where the contexts lie.
-        stats: Counts what misses cost.
         lossless: Whether a missing context may still be used if its tokens are there, and computed from its ancestors.
         tokens_per_step: Tokens of an action and the latent state that follows.
 
@@ -48,9 +45,6 @@ class SearchContexts:
         """Gather the contexts of episodes so far, with room for one step.
 
         Args:
-            forward: Computes.
-            episodes: One per row.
-            env_ids: Their environments.
             are_running: Whether they have begun; if not, the context is empty.
 
         Returns:
@@ -107,10 +101,6 @@ class SearchContexts:
         """Take an action at each of some nodes.
 
         Args:
-            forward: Computes.
-            search: The nodes' search.
-            nodes: One per row.
-            actions: One per row.
             positions: Rotary positions of the new tokens, [B, T]; None with learned ones.
 
         Returns:

@@ -3,7 +3,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 from ..stats import RebuildStats
 from ..store.context import Context, ContextBatch
@@ -13,8 +13,11 @@ from .search import Search
 
 logger = logging.getLogger('lzero_kvcache')
 
-# One row of a batch each: many enough to make few forwards of them, few enough to bound a batch's memory.
+# One row of a batch each: enough for few forwards, few enough to bound a batch's memory.
 MOST_TOKENS = 1024
+
+# Of a row of a batch, as ``TokenStore.gather`` takes it.
+Beginning = Union[Context, int, None]
 
 
 @dataclass
@@ -22,7 +25,6 @@ class Route:
     """The way to a node's context.
 
     Attributes:
-        number: The node.
         context: Where the way begins, held by the route.
         steps: The nodes on the way, the node itself last; empty: the context is there, though it may be raw.
     """
@@ -38,7 +40,6 @@ class Preceding:
     Attributes:
         made: Of each context that they make, its node, or the raw context that it replaces.
         ends: The rows that these contexts end with.
-        count: How many rows there are.
         tokens: What ``Forward`` appends to them.
         batch: The rows, once they are complete.
     """
@@ -51,13 +52,7 @@ class Preceding:
 
 class ContextRebuilder:
     """Computes missing contexts again: from the nearest ancestor with a context, many steps in one forward; or, as the
-    release, from the node's latent state alone.
-
-    Args:
-        store: Where the contexts lie.
-        stats: Counts what misses cost.
-        lossless: Whether to go on from ancestors.
-        tokens_per_step: Tokens of an action and the latent state that follows.
+    release, from the node's latent state alone. Arguments as ``SearchContexts``.
     """
 
     def __init__(self, store: TokenStore, stats: RebuildStats, lossless: bool, tokens_per_step: int) -> None:
@@ -94,25 +89,25 @@ class ContextRebuilder:
             return []
         counts = forward.lengths_of(episodes)
         self._stats.tokens += int(counts.sum())
-        with self._store.gather([None] * len(episodes), int(counts.max()), forward.model) as batch:
-            forward.append_episodes(batch, episodes, counts)
-            return self._store.add(batch, forward.model, shortens=False)
+        return self._encode(forward, len(episodes), int(counts.max()), forward.append_episodes, episodes, counts)
 
     def _encode_latents(self, forward: Any, search: Search, numbers: Sequence[int]) -> list[Context]:
-        if not numbers:
-            return []
         count = self._tokens_per_step - 1
         self._stats.tokens += len(numbers) * count
-        with self._store.gather([None] * len(numbers), count, forward.model) as batch:
-            forward.append_latents(batch, search, numbers)
-            return self._store.add(batch, forward.model, shortens=False)
+        return self._encode(forward, len(numbers), count, forward.append_latents, search, numbers)
 
     def encode_raw(self, forward: Any, contexts: Sequence[Context]) -> list[Context]:
         """Encode raw contexts, each result held once, by the caller."""
-        if not contexts:
+        tables = [context.table for context in contexts]
+        return self._encode(forward, len(contexts), self._store.kept, forward.append_raw, tables)
+
+    def _encode(
+            self, forward: Any, rows: int, room: int, append: Callable[..., None], *arguments: Any
+    ) -> list[Context]:
+        if not rows:
             return []
-        with self._store.gather([None] * len(contexts), self._store.kept, forward.model) as batch:
-            forward.append_raw(batch, [context.table for context in contexts])
+        with self._store.gather([None] * rows, room, forward.model) as batch:
+            append(batch, *arguments)
             return self._store.add(batch, forward.model, shortens=False)
 
     def encode_in_place(self, forward: Any, contexts: Sequence[Optional[Context]]) -> None:
@@ -125,10 +120,7 @@ class ContextRebuilder:
 
     def finish(self, forward: Any, search: Search, routes: Sequence[Route]) -> None:
         """Go all the way: afterwards every route has its node's context."""
-        while True:
-            unfinished = [route for route in routes if route.steps]
-            if not unfinished:
-                return
+        while unfinished := [route for route in routes if route.steps]:
             self.encode_in_place(forward, [route.context for route in unfinished])
             self._advance(forward, search, unfinished)
 
@@ -139,19 +131,14 @@ class ContextRebuilder:
         same batch, one row per token.
 
         Args:
-            forward: Computes.
-            search: The nodes' search.
             found: One context per row; None: it is missing or raw.
             routes: The ways to those, by row.
-
-        Returns:
-            The batch, and what precedes it.
         """
         if sum(map(self._tokens_of, routes.values())) > MOST_TOKENS:
             self.finish(forward, search, list(routes.values()))
             self.encode_in_place(forward, [route.context for route in routes.values()])
         self.finish(forward, search, [route for route in routes.values() if not self._fits_before_a_step(route)])
-        beginnings: list[Union[Context, int, None]] = []
+        beginnings: list[Beginning] = []
         raw = {id(route.context): route.context for route in routes.values() if route.context.is_raw}
         chains = {key: self._add_chain(beginnings, None, self._store.kept) for key in raw}
         made: list[Union[int, Context]] = list(raw.values())
@@ -184,7 +171,7 @@ class ContextRebuilder:
     def _advance(self, forward: Any, search: Search, routes: Sequence[Route]) -> None:
         """Take as many steps of each route as one forward can compute."""
         most = max(1, MOST_TOKENS // (len(routes) * self._tokens_per_step))
-        beginnings: list[Union[Context, int, None]] = []
+        beginnings: list[Beginning] = []
         ends, numbers, of_route = [], [], []
         for route in routes:
             count = min(most, len(route.steps))
@@ -211,9 +198,7 @@ class ContextRebuilder:
             route.context = made[place]
 
     @staticmethod
-    def _add_chain(
-            beginnings: list[Union[Context, int, None]], last: Union[Context, int, None], count: int
-    ) -> int:
+    def _add_chain(beginnings: list[Beginning], last: Beginning, count: int) -> int:
         """Add the rows of tokens that follow each other; returns the last one."""
         for _ in range(count):
             beginnings.append(last)
@@ -225,12 +210,12 @@ class ContextRebuilder:
         if not self._lossless:
             return number, None, []
         steps: list[int] = []
-        context, parent = self.whole_context(search, number), search.parent(number)
-        while context is None and parent is not None:
+        while True:
+            context, parent = self.whole_context(search, number), search.parent(number)
+            if context is not None or parent is None:
+                return number, context, steps[::-1]
             steps.append(number)
             number = parent
-            context, parent = self.whole_context(search, number), search.parent(number)
-        return number, context, steps[::-1]
 
     def whole_context(self, search: Search, number: int) -> Optional[Context]:
         """The context last computed for a node, not held, if the store still has all its tokens."""

@@ -19,7 +19,6 @@ class Search:
     Attributes:
         first_key: The pools' key of node 0. Node n has the n-th key after it, unique among all searches.
         phase: 'collect', 'eval', 'reanalyze' or 'unknown'.
-        nodes: What the search knows of its nodes.
         timesteps: Timesteps of the roots and of other nodes without a parent, by number, int64.
         env_ids, episodes: Of roots that continue an environment's episode, by number: the environment whose init pool
             holds the context, and the episode.

@@ -1,6 +1,5 @@
 from collections.abc import Sequence
 from copy import copy
-from types import TracebackType
 from typing import Any, Callable, Optional
 
 import numpy as np
@@ -89,9 +88,7 @@ class ContextBatch:
     def __enter__(self) -> 'ContextBatch':
         return self
 
-    def __exit__(
-            self, kind: Optional[type], error: Optional[BaseException], traceback: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._release(self._held)
 
     def __len__(self) -> int:

@@ -1,6 +1,6 @@
 import math
 from dataclasses import dataclass
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
 import torch
@@ -50,17 +50,15 @@ class TokenSlab:
         if offsets is not None and width:
             batch.kv[:, :width].add_(offsets[:width])
         if batch.links is not None:
-            batch.links.follow = _Follow(batch, batch.links, offsets)
+            batch.links.follow = _follow(batch, batch.links, offsets)
 
     def write(self, batch: ContextBatch, new: np.ndarray, chosen: Optional[np.ndarray], size: int, model: Any) -> None:
         """Write the tokens that were appended to a batch.
 
         Args:
-            batch: The rows.
             new: Where its tokens go, [N].
             chosen: Which of the appended columns, counted through the rows, are tokens; None: all.
             size: How many tokens the slab has to hold.
-            model: Whose keys and values they are.
         """
         where = self._on_device(new)
         rows = None if chosen is None else self._on_device(chosen)
@@ -129,27 +127,23 @@ class TokenSlab:
         return torch.from_numpy(array).to(self._kv.device, non_blocking=True)
 
 
-class _Follow:
-    """Copies a layer's keys and values, once computed, to where later rows need them."""
+def _follow(batch: ContextBatch, links: TokenLinks, offsets: Optional[torch.Tensor]) -> Callable[[int], None]:
+    """A function that copies a layer's keys and values, once computed, to where later rows need them."""
+    kv, columns, move = batch.kv.flatten(0, 1), batch.index.shape[1], None
+    to, origin = batch.to_device(links.columns), batch.to_device(links.rows * columns + batch.width)
+    if offsets is not None:
+        # What their other place in the row adds.
+        former = batch.to_device(batch.lengths[links.rows])
+        move = offsets[batch.to_device(links.columns % columns)] - offsets[former]
 
-    def __init__(self, batch: ContextBatch, links: TokenLinks, offsets: Optional[torch.Tensor]) -> None:
-        self._kv = batch.kv.flatten(0, 1)
-        columns = batch.index.shape[1]
-        self._to = batch.to_device(links.columns)
-        self._from = batch.to_device(links.rows * columns + batch.width)
-        self._moves = None
-        if offsets is not None:
-            # What their other place in the row adds.
-            self._moves = offsets[batch.to_device(links.columns % columns)] - (
-                offsets[batch.to_device(batch.lengths[links.rows])]
-            )
+    def follow(layer: int) -> None:
+        of_layer = kv[:, layer]
+        states = of_layer.index_select(0, origin)
+        if move is not None:
+            states += move[:, layer]
+        of_layer.index_copy_(0, to, states)
 
-    def __call__(self, layer: int) -> None:
-        of_layer = self._kv[:, layer]
-        states = of_layer.index_select(0, self._from)
-        if self._moves is not None:
-            states += self._moves[:, layer]
-        of_layer.index_copy_(0, self._to, states)
+    return follow
 
 
 def _rows(columns: torch.Tensor, chosen: Optional[torch.Tensor]) -> torch.Tensor:

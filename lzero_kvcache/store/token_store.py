@@ -57,8 +57,6 @@ class TokenStore:
             beginnings: By row, a live context, None for no tokens yet, or the number of an earlier row. The latter row
                 begins with the earlier row's context and appended token: so one forward computes several steps, one row
                 per token.
-            room: The columns that will be appended.
-            model: Whose keys and values they are.
             ends: The rows that end a step, after which a context is shortened.
         """
         ends = set(ends)
@@ -125,7 +123,6 @@ class TokenStore:
 
         Args:
             batch: The rows, within their ``with`` block.
-            model: Whose keys and values they are.
             rows: The rows whose contexts are wanted; None: all.
             shortens: Whether contexts at the limit are shortened.
 

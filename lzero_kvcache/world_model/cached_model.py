@@ -121,7 +121,6 @@ class CachedModel:
         row's tokens up to itself.
 
         Args:
-            batch: The rows, changed in place.
             tokens: Token embeddings without positions, [B, T, E].
             positions: Rotary positions, [B, T]; ignored with learned ones, which follow from the tokens' places.
             counts: How many of the T tokens, on the right, belong to each row, [B]; the others are padding. None: all.
@@ -208,7 +207,6 @@ class CachedModel:
         """Predict the reward and the next latent state at actions that have been appended, and append that state.
 
         Args:
-            batch: The rows.
             hidden: The transformer's output at the actions, [B, 1, E].
             positions: Rotary positions of the new tokens, [B, 1 + num_observations_tokens]; None with learned ones.
         """

@@ -11,7 +11,6 @@ class CapturedFunction:
 
     Args:
         function: Returns a tuple of tensors and never waits for the device.
-        inputs: What it is called with.
         weights: What else it reads.
     """
 

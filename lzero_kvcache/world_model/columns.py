@@ -91,7 +91,6 @@ class StepColumns:
     Args:
         slab: Keys and values of all tokens, [tokens, num_layers, 2, num_heads, head_dim].
         index: The slab places of each row's context, and on its right those of the new tokens, [B, W + T].
-        width: The columns W.
         offsets: What a token's place adds, [places, num_layers, 2, num_heads, head_dim]; None: the slab includes it.
     """
 
@@ -123,7 +122,6 @@ class EncodingColumns:
     Args:
         columns: Of all rows; the contexts lie on the left.
         rows: Those that have no context yet, [R].
-        count: The tokens of a context.
         is_last: Whether this is the last layer, where contexts only leave their keys and values.
     """
 

@@ -31,8 +31,6 @@ def step_of(model: CachedModel, config: KVCacheConfig, former: Optional[Step] = 
     """The step of a model as ``kv_cache`` asks for it, called as ``CachedModel.step``.
 
     Args:
-        model: The model.
-        config: The ``kv_cache`` entry.
         former: The step until now. If only weights have changed since, nothing is compiled again.
     """
     if not config.compile:
@@ -49,7 +47,6 @@ class CompiledStep:
     the log says why.
 
     Args:
-        model: The model.
         compares_always: Whether to compare again whenever weights have changed.
     """
 

@@ -14,8 +14,6 @@ class CurrentModel:
     """The ``Forward`` of a world model, made anew whenever the model has changed.
 
     Args:
-        config: The ``kv_cache`` entry.
-        store: Where the contexts lie.
         num_observations: How many observations may take part in a context.
         on_change: Called when the model has changed, which outdates all contexts.
 

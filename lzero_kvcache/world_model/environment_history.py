@@ -14,7 +14,6 @@ class EpisodeStep(NamedTuple):
     Attributes:
         observation: What the environment shows then.
         action: The action that led there; unused for the oldest observation.
-        timestep: The step of the episode.
         length: Tokens of the episode's context at this step.
         given: The timestep as the caller gave it, which may not count.
     """
@@ -30,7 +29,6 @@ class EnvironmentHistory(Episode):
     context has to be computed from the steps.
 
     Args:
-        scope: Names phase and environment, for people.
         num_observations: How many observations may take part in a context.
     """
 

@@ -89,10 +89,6 @@ class Forward:
     """Runs a world model's weights on contexts. Each method appends tokens to a batch, or takes a whole step.
 
     Args:
-        model: The weights.
-        step: Its step, compiled or as it is.
-        slab: Where raw tokens are kept.
-        positions: Rotary positions.
         lossless: Whether an episode's context is computed from all its observations, or from the last alone.
         num_observations: How many observations may take part in a context.
     """
@@ -182,7 +178,6 @@ class Forward:
         """Take an action in every row.
 
         Args:
-            store: Where the contexts lie.
             index, lengths: As ``TokenStore.index_of`` returns them.
             actions: [B] or [B, action_space_size].
             positions: Rotary positions of the new tokens, [B, T].

@@ -24,7 +24,6 @@ class FrozenFunction:
 
     Args:
         function: Any function of tensors that returns a tuple of them.
-        inputs: What it is called with.
 
     Raises:
         Exception: Whatever PyTorch raises where it cannot compile the function.

@@ -37,11 +37,9 @@ class EnvironmentHistories:
 
     Args:
         num_observations: How many observations may take part in a context.
-        num_observations_tokens: Tokens per observation.
         on_end: Called with the history of an episode that ends.
 
     Attributes:
-        root_stats: What the roots have found.
         last_begun_anew: Rows of the last root inference whose caller went on from another episode.
     """
 
@@ -105,7 +103,6 @@ class EnvironmentHistories:
         """Begin the episodes that begin, and begin anew those that do not go on from where they were left.
 
         Args:
-            histories: One per row.
             last_observations: What the caller goes on from, [B, ...].
             timesteps: Of the observations that follow, as the caller gives them, [B].
             first_steps: Whether the caller begins an episode.

@@ -83,10 +83,6 @@ def roll_out(
     """Roll out from observations or latent states.
 
     Args:
-        forward: Computes.
-        store: Where contexts lie.
-        contexts: Those of the running search.
-        search_positions: Rotary positions.
         names: Finds that search's nodes; None: it has been predicted by other weights, or there is none.
         obs_or_latent, actions, horizon, choose, start_pos, generator: As ``KVCacheWorldModelMixin.imagine``.
     """

@@ -12,20 +12,13 @@ class LegacyInference:
     """Hands every call to the stock world model. It has no manager and keeps nothing."""
     manager = None
 
-    def initial(
-            self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: Any
-    ) -> tuple[torch.Tensor, ...]:
+    def initial(self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: Any) -> tuple[torch.Tensor, ...]:
         """As ``WorldModel.forward_initial_inference``."""
         return world_model.stock_initial_inference(obs_act_dict, start_pos)
 
-    def recurrent(
-            self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
-            search_depth: Sequence[int], start_pos: Any
-    ) -> tuple[torch.Tensor, ...]:
+    def recurrent(self, world_model: Any, *arguments: Any) -> tuple[torch.Tensor, ...]:
         """As ``WorldModel.forward_recurrent_inference``."""
-        return world_model.stock_recurrent_inference(
-            state_action_history, simulation_index, search_depth, start_pos
-        )
+        return world_model.stock_recurrent_inference(*arguments)
 
     def imagine(self, *args: Any) -> Imagination:
         """Raises a RuntimeError: the stock code has no such function."""
@@ -35,10 +28,9 @@ class LegacyInference:
         )
 
     def forget(self, phase: str, env_ids: Optional[Sequence[int]] = None) -> None:
-        """Nothing: the stock policies forget by themselves."""
+        """Do nothing: the stock code keeps house by itself."""
 
     def clear(self) -> None:
-        """Nothing: the stock world model clears by itself."""
+        """Do nothing, as ``forget``."""
 
-    def leave_device(self) -> None:
-        """Nothing: the stock world model keeps no pool of its own on a device."""
+    leave_device = clear

@@ -30,10 +30,8 @@ class ManagedInference(NumberedInference):
         """As ``expand``, for nodes known by their latent states, with LightZero's arguments.
 
         Args:
-            world_model: The model.
             state_action_history: Its last item counts: the nodes' latent states as an earlier inference of the search
                 returned them, [B, num_observations_tokens, E], and the actions.
-            simulation_index: Not needed.
             search_depth: As ``expand``.
             start_pos: Timesteps of the roots, used if no root inference has begun the search.
 

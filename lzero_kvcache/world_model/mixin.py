@@ -13,7 +13,7 @@ from .imagination import Imagination
 from .legacy import LegacyInference
 from .managed import ManagedInference
 from .roots import RootEnvironments
-from .scores import scores_of
+from .scores import PoolScores
 from .stock_names import bind_stock_names
 from .validated import ValidatedInference
 
@@ -33,11 +33,8 @@ class KVCacheWorldModelMixin:
         self.configure_kv_cache()
 
     def configure_kv_cache(
-            self,
-            num_simulations: Optional[int] = None,
-            env_num: Optional[int] = None,
-            game_segment_length: Optional[int] = None,
-            discount_factor: Optional[float] = None,
+            self, num_simulations: Optional[int] = None, env_num: Optional[int] = None,
+            game_segment_length: Optional[int] = None, discount_factor: Optional[float] = None
     ) -> None:
         """
         Overview:
@@ -54,14 +51,13 @@ class KVCacheWorldModelMixin:
         self._kv_cache_roots = RootEnvironments()
         config = KVCacheConfig.from_world_model_config(self.config)
         if config is not None:
-            scores_of(config)
+            # A bad score is refused here, before a search.
+            PoolScores(config)
         if config is None or config.mode == 'legacy':
             self._kv_cache_inference = LegacyInference()
             return
         self._kv_cache_inference = INFERENCES[config.mode](
-            self,
-            config,
-            env_num=env_num or self.env_num,
+            self, config, env_num=env_num or self.env_num,
             num_simulations=num_simulations or getattr(self.config, 'num_simulations', None) or 50,
             game_segment_length=game_segment_length or getattr(self.config, 'game_segment_length', None),
             discount_factor=discount_factor or getattr(self.config, 'discount_factor', None) or 0.997,
@@ -120,13 +116,8 @@ class KVCacheWorldModelMixin:
 
     @torch.no_grad()
     def imagine(
-            self,
-            obs_or_latent: torch.Tensor,
-            actions: Optional[torch.Tensor] = None,
-            horizon: Optional[int] = None,
-            choose: str = 'greedy',
-            start_pos: Any = None,
-            generator: Optional[torch.Generator] = None,
+            self, obs_or_latent: torch.Tensor, actions: Optional[torch.Tensor] = None, horizon: Optional[int] = None,
+            choose: str = 'greedy', start_pos: Any = None, generator: Optional[torch.Generator] = None
     ) -> Imagination:
         """
         Overview:

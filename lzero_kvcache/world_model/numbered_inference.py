@@ -25,7 +25,7 @@ from .positions import SearchPositions, host_timesteps
 from .precision import at_least_float32
 from .root_inference import predict_roots
 from .roots import RootEnvironments, RootRows, checked_roots
-from .scores import scores_of
+from .scores import PoolScores
 from .stock_names import count_queries
 from .warn_once import WarnOnce
 
@@ -39,14 +39,9 @@ class NumberedInference:
 
     Args:
         world_model: The model. Only its dimensions are read here; each call gets it again.
-        config: The ``kv_cache`` entry.
         env_num: The environments of a search.
-        num_simulations: Per search.
-        game_segment_length: Steps per game segment.
-        discount_factor: Of the searches.
 
     Attributes:
-        search: The running search.
         context_lengths: Tokens per row in the last inference's contexts.
         observer: Is told of all searches, if there is one.
 
@@ -55,13 +50,8 @@ class NumberedInference:
     """
 
     def __init__(
-            self,
-            world_model: Any,
-            config: KVCacheConfig,
-            env_num: int,
-            num_simulations: int,
-            game_segment_length: Optional[int] = None,
-            discount_factor: float = 0.997,
+            self, world_model: Any, config: KVCacheConfig, env_num: int, num_simulations: int,
+            game_segment_length: Optional[int] = None, discount_factor: float = 0.997
     ) -> None:
         check_dimensions(world_model.config)
         self.config = config
@@ -81,7 +71,7 @@ class NumberedInference:
         self.histories = EnvironmentHistories(
             num_observations, world_model.num_observations_tokens, on_end=self._end_episode
         )
-        self._scores = scores_of(config)
+        self._scores = PoolScores(config)
         self._contexts = SearchContexts(self.manager, self.store, self.rebuild_stats, self._lossless, tokens_per_step)
         self._model = CurrentModel(config, self.store, num_observations, on_change=self._drop_contexts)
         self._positions = SearchPositions(config.rope_positions)
@@ -109,12 +99,10 @@ class NumberedInference:
         step; without, the observations are whole sequences of the replay buffer and need no cache.
 
         Args:
-            world_model: The model.
             obs_act_dict: 'obs', the last observations, [B, ...]; 'action', the actions since (-1 at an episode's first
                 step); 'current_obs', [B, ...] or None.
             start_pos: Timesteps of the current observations. The environment's own episode counts those that are
                 negative or stand still; one that does not follow begins a new episode.
-            roots: Whose observations these are.
 
         Returns:
             Hidden states, latent states, [B, num_observations_tokens, E], reward logits (empty: a root has none),
@@ -206,7 +194,6 @@ class NumberedInference:
         """Take an action at a node of a search in every row.
 
         Args:
-            world_model: The model.
             search: The running search, or one that another has interrupted.
             nodes: Their numbers, int64 [B].
             actions: [B] or [B, action_space_size].

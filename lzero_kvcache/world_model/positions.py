@@ -24,7 +24,6 @@ def host_timesteps(start_pos: Any, batch_size: int) -> np.ndarray:
     Args:
         start_pos: One timestep for all rows, or one per row; in reanalysis an array of sequences, [B, T]. Each of its
             rows stands for T + 1 roots, the last without a timestep.
-        batch_size: The number of rows.
 
     Raises:
         ValueError: If there are fewer or more timesteps than rows.
@@ -69,7 +68,6 @@ class SearchPositions:
             parent_depths: Actions between root and expanded node, [B].
             search_depth: What the search passes as its depth, [B], or nothing.
             reanalyze: Whether the search reanalyses the replay buffer.
-            num_observations_tokens: Tokens of a latent state.
         """
         steps = timesteps + parent_depths
         if self._mode == 'release':

@@ -21,7 +21,6 @@ class RootPredictions(NamedTuple):
     """What a root inference has found and predicted, one row per environment.
 
     Attributes:
-        histories: The episodes.
         timesteps: Of the roots, [B].
         beginnings: How their contexts began, see ``search.episode``.
         lengths: Tokens of the contexts that they go on from, [B].
@@ -48,13 +47,8 @@ def predict_roots(
     """Let the episodes of environments go on by one step each.
 
     Args:
-        forward: Computes.
-        histories: The episodes.
         contexts: Looks up what the episodes go on from.
-        store: Where contexts lie.
         obs_act_dict: LightZero's 'obs', 'action' and 'current_obs'.
-        phase: 'collect' or 'eval'.
-        rows: Whose observations these are.
     """
     model, world_model = forward.model, forward.model.world_model
     current, actions = obs_act_dict['current_obs'], obs_act_dict['action']

@@ -15,9 +15,7 @@ from .cached_model import expected_bins
 Score = Callable[[np.ndarray, torch.Tensor, torch.Tensor, torch.Tensor], Sequence[float]]
 
 
-def search_depth(
-        depth: np.ndarray, reward: torch.Tensor, policy: torch.Tensor, value: torch.Tensor
-) -> Sequence[float]:
+def search_depth(depth: np.ndarray, reward: torch.Tensor, policy: torch.Tensor, value: torch.Tensor) -> Sequence[float]:
     """
     Overview:
         Shallow nodes survive.
@@ -54,22 +52,22 @@ SCORES: dict[str, Score] = {
 
 
 class PoolScores:
-    """The scores that the pools' strategies ask for, by 'init_pool', 'recur_pool' and 'wm_pool'."""
+    """The scores that the strategies of a ``kv_cache`` entry ask for. A ValueError names the key path of a bad one."""
 
-    def __init__(self, scores: dict[str, Optional[Score]]) -> None:
-        self._scores = scores
+    def __init__(self, config: KVCacheConfig) -> None:
+        self._scores: dict[str, Optional[Score]] = {}
+        for kind in ('init_pool', 'recur_pool', 'wm_pool'):
+            pool = getattr(config, kind)
+            key_path = f'{KEY_PATH}.strategy' if pool.strategy is None else f'{KEY_PATH}.{kind}.strategy'
+            policy = build_eviction_policy(config.strategy_of(pool), key_path)
+            has_score = hasattr(policy, 'score')
+            self._scores[kind] = resolve_score(policy.score, f'{key_path}.score') if has_score else None
 
     def priorities(
             self, kind: str, nodes: SearchNodes, numbers: Sequence[int], reward: torch.Tensor, policy: torch.Tensor,
             value: torch.Tensor
     ) -> Sequence[Optional[float]]:
-        """What nodes are worth to the strategy of a pool: None each, if it uses no score.
-
-        Args:
-            kind: One of the three.
-            nodes: The search's.
-            numbers: The nodes to score, B of them.
-            reward, policy, value: Logits, [B, 1, ...].
+        """What B nodes are worth to a pool's strategy, by logits of shape [B, 1, size]; None each, if it uses no score.
 
         Raises:
             ValueError: If a score returns anything but numbers.
@@ -79,29 +77,14 @@ class PoolScores:
             return [None] * len(numbers)
         priorities = score(nodes.depths[numbers], reward.flatten(1), policy.flatten(1), value.flatten(1))
         for priority in priorities:
-            # Here, because a pool that refuses one has taken those before it.
+            # Checked before any is cached: a pool that refuses one has taken those before it.
             if not is_number(priority):
                 raise ValueError(f'priority is {priority!r}, which a score has returned: allowed is a number')
         return priorities
 
 
-def scores_of(config: KVCacheConfig) -> PoolScores:
-    """The scores that a ``kv_cache`` entry asks for. A ValueError names the key path of an unknown one."""
-    scores: dict[str, Optional[Score]] = {}
-    for kind in ('init_pool', 'recur_pool', 'wm_pool'):
-        pool = getattr(config, kind)
-        key_path = f'{KEY_PATH}.strategy' if pool.strategy is None else f'{KEY_PATH}.{kind}.strategy'
-        policy = build_eviction_policy(config.strategy_of(pool), key_path)
-        scores[kind] = resolve_score(policy.score, f'{key_path}.score') if hasattr(policy, 'score') else None
-    return PoolScores(scores)
-
-
 def resolve_score(name: str, key_path: str) -> Score:
-    """Find a score by its name in ``SCORES`` or its dotted path, e.g. 'my_package.my_module.my_score'.
-
-    Raises:
-        ValueError: If there is no such name or function. It names ``key_path``, the place in the user's config.
-    """
+    """The score of a name in ``SCORES`` or a dotted path. A ValueError names ``key_path``, where it is configured."""
     if name in SCORES:
         return SCORES[name]
     allowed = f'{choices(name, SCORES)} (or the dotted path of a function)'
@@ -118,5 +101,5 @@ def resolve_score(name: str, key_path: str) -> Score:
 
 
 def _expected_bins(logits: torch.Tensor) -> list[float]:
-    # Those where the model predicts nan go first.
+    # A node where the model predicts nan is evicted first.
     return expected_bins(logits).nan_to_num(nan=-float(logits.shape[-1])).tolist()

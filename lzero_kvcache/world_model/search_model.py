@@ -15,8 +15,6 @@ class NumberedModel:
     gets numbers and scalars back.
 
     Args:
-        model: The search's own model.
-        world_model: Its world model, with a managed cache.
         search: The search, which has its roots.
     """
 

@@ -62,7 +62,6 @@ class StockCaches:
         """What is wrong with the contexts of the stock code's roots, and how many tokens they have.
 
         Args:
-            world_model: The model.
             latents: Its latent states of the last observations, [B, ...].
             owners: The managed keys of the steps that the episodes go on from.
             lengths: Tokens of the managed contexts, [B].
