@@ -19,9 +19,6 @@ class SearchContexts:
     Args:
         lossless: Whether a missing context may still be used if its tokens are there, and computed from its ancestors.
         tokens_per_step: Tokens of an action and the latent state that follows.
-
-    Attributes:
-        last_missing: Rows of the last inference without a context in any pool.
     """
 
     def __init__(
@@ -42,14 +39,7 @@ class SearchContexts:
     def resume(
             self, forward: Any, episodes: Sequence[Episode], env_ids: Sequence[int], are_running: Sequence[bool]
     ) -> tuple[ContextBatch, int]:
-        """Gather the contexts of episodes so far, with room for one step.
-
-        Args:
-            are_running: Whether they have begun; if not, the context is empty.
-
-        Returns:
-            The batch, and how many contexts the init pools had.
-        """
+        """Gather the contexts of running episodes, empty for others, and count those that init pools had."""
         contexts: list[Optional[Context]] = [
             None if episode.key is None else self._manager.get_init_cache(env_id, episode.key)
             for episode, env_id in zip(episodes, env_ids)
@@ -98,14 +88,8 @@ class SearchContexts:
     def expand(
             self, forward: Any, search: Search, nodes: Sequence[int], actions: Any, positions: Optional[np.ndarray]
     ) -> tuple[Any, list[int], list[Context]]:
-        """Take an action at each of some nodes.
-
-        Args:
-            positions: Rotary positions of the new tokens, [B, T]; None with learned ones.
-
-        Returns:
-            The predictions of ``forward``, the lengths of the nodes' contexts, and the new contexts, each held once, by
-            the caller.
+        """Take an action at each of some nodes. Returns the predictions of ``forward``, the lengths of the nodes'
+        contexts, and the new contexts, each held once, by the caller.
         """
         found = self._look_up(search, nodes)
         missing = [row for row, context in enumerate(found) if context is None]

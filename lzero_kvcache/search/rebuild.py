@@ -22,12 +22,7 @@ Beginning = Union[Context, int, None]
 
 @dataclass
 class Route:
-    """The way to a node's context.
-
-    Attributes:
-        context: Where the way begins, held by the route.
-        steps: The nodes on the way, the node itself last; empty: the context is there, though it may be raw.
-    """
+    """The way to a node's context: where it begins, held by the route, and the nodes from there on, itself last."""
     number: int
     context: Context
     steps: list[int]
@@ -127,12 +122,8 @@ class ContextRebuilder:
     def gather(
             self, forward: Any, search: Search, found: Sequence[Optional[Context]], routes: Mapping[int, Route]
     ) -> tuple[ContextBatch, Optional[Preceding]]:
-        """Bring contexts together, with room for one step. The tokens of missing and raw contexts precede it in the
-        same batch, one row per token.
-
-        Args:
-            found: One context per row; None: it is missing or raw.
-            routes: The ways to those, by row.
+        """Bring contexts together, with room for one step. Those that are missing or raw, None in ``found``, have
+        ``routes`` by row: the tokens of these precede the step in the same batch, one row per token.
         """
         if sum(map(self._tokens_of, routes.values())) > MOST_TOKENS:
             self.finish(forward, search, list(routes.values()))

@@ -54,12 +54,8 @@ class Search:
         return added
 
     def add_strays(self, rows: Sequence[int], depths: Sequence[int], timesteps: np.ndarray) -> list[int]:
-        """Add nodes without a parent, states that the model has not predicted; returns their numbers.
-
-        Args:
-            rows: Their rows in a batch. Those that belong to roots take these roots' timesteps.
-            depths: Actions since the root.
-            timesteps: Of the others.
+        """Add nodes without a parent, states that the model has not predicted; returns their numbers. ``rows`` that
+        belong to roots take these roots' timesteps.
         """
         first, num_roots = self.nodes.num_nodes, self.nodes.ends[0]
         policies = np.zeros((len(rows), self.nodes.policies.shape[1]), dtype=np.float32)

@@ -34,7 +34,7 @@ class TokenLinks:
     Attributes:
         columns: Where they belong, counted through the rows of the batch, [N].
         rows: The rows that append them, as their first, [N].
-        follow: Brings the keys and values of a layer to where they belong; set where there are tensors.
+        follow: Brings a layer's keys and values to where they belong; None without tensors.
     """
 
     def __init__(self, index: np.ndarray, columns: np.ndarray, rows: np.ndarray) -> None:
@@ -102,9 +102,9 @@ class ContextBatch:
             counts: How many of them, on the right, belong to each row, [B]; None: all.
 
         Returns:
-            The place of each token in its row, from 0, [B, T] or, for all rows, [1, T] (0 where a column does not
-            belong to a row), and a mask on the device, [B or 1, 1, T, used]: each token attends to its own row's tokens
-            up to itself. None: it attends to every column.
+            The places of the tokens in their rows, [B, T] or, for all rows, [1, T], 0 at padding; and a mask on the
+            device, [B or 1, 1, T, used]: each token attends to its own row's tokens up to itself. None: it attends to
+            every column.
         """
         before = self.used
         self.used += num_tokens

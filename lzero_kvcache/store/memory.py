@@ -6,9 +6,7 @@ import torch
 
 
 def tensor_bytes(values: Sequence[Any]) -> int:
-    """Bytes of all tensors and arrays in values, their containers and attributes (such as LightZero's ``KeysValues``);
-    each counts once.
-    """
+    """Bytes of all tensors and arrays in values, their containers and attributes; each counts once."""
     total, met, waiting = 0, set(), list(values)
     while waiting:
         value = waiting.pop()

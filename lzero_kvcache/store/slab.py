@@ -24,9 +24,8 @@ class TokenShape:
 
 
 class TokenSlab:
-    """Each token's keys and values once, in one growing tensor, [tokens, num_layers, 2, num_heads, head_dim]. If the
-    model has ``place_offsets``, what a token's place contributes, [places, num_layers, 2, num_heads, head_dim], the
-    slab leaves it out, so that tokens can move.
+    """Each token's keys and values once, in one growing tensor, [tokens, num_layers, 2, num_heads, head_dim]. It leaves
+    out the model's ``place_offsets``, what a token's place contributes, so that tokens can move.
     """
 
     def __init__(self, shape: TokenShape) -> None:
@@ -53,12 +52,8 @@ class TokenSlab:
             batch.links.follow = _follow(batch, batch.links, offsets)
 
     def write(self, batch: ContextBatch, new: np.ndarray, chosen: Optional[np.ndarray], size: int, model: Any) -> None:
-        """Write the tokens that were appended to a batch.
-
-        Args:
-            new: Where its tokens go, [N].
-            chosen: Which of the appended columns, counted through the rows, are tokens; None: all.
-            size: How many tokens the slab has to hold.
+        """Write the tokens that were appended to a batch to places [N]. ``chosen`` names the columns, counted through
+        the rows, that are tokens; None: all are.
         """
         where = self._on_device(new)
         rows = None if chosen is None else self._on_device(chosen)

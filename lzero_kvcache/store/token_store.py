@@ -17,7 +17,6 @@ class TokenStore:
     Their keys and values lie in ``slab``. ``expected_tokens``, if set, bounds the doubling of the store.
 
     Args:
-        slab: Where the tensors are, e.g. a ``TokenSlab``.
         limit: A context that reaches so many tokens is shortened.
         kept: To how many, the newest.
         encodes_again: Whether a shortened context is encoded anew from its raw tokens. Until then ``is_raw`` says so.
@@ -54,9 +53,8 @@ class TokenStore:
         """Bring contexts together, with room for more tokens.
 
         Args:
-            beginnings: By row, a live context, None for no tokens yet, or the number of an earlier row. The latter row
-                begins with the earlier row's context and appended token: so one forward computes several steps, one row
-                per token.
+            beginnings: By row, a live context, None for no tokens yet, or the number of an earlier row, whose context
+                and appended token it takes: so one forward computes several steps, one row per token.
             ends: The rows that end a step, after which a context is shortened.
         """
         ends = set(ends)
@@ -95,15 +93,8 @@ class TokenStore:
         return batch
 
     def index_of(self, contexts: Sequence[Context], new: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """The tokens of a step.
-
-        Args:
-            contexts: What the step goes on from, one per row.
-            new: The reserved places of the tokens that it adds, [B, T].
-
-        Returns:
-            The tables of the contexts, left-aligned and padded by ``PADDING``, with the places of the new tokens on
-            their right, [B, W + T]; and the contexts' lengths.
+        """The tables of contexts, left-aligned and padded by ``PADDING``, with the reserved places of new tokens, [B,
+        T], on their right: [B, W + T]; and the contexts' lengths.
         """
         tables = [context.table for context in contexts]
         lengths = [len(table) for table in tables]
@@ -119,15 +110,8 @@ class TokenStore:
     def add(
             self, batch: ContextBatch, model: Any, rows: Optional[Sequence[int]] = None, shortens: bool = True
     ) -> list[Context]:
-        """Store what has been appended to a batch.
-
-        Args:
-            batch: The rows, within their ``with`` block.
-            rows: The rows whose contexts are wanted; None: all.
-            shortens: Whether contexts at the limit are shortened.
-
-        Returns:
-            One context per wanted row, with what was appended, each held once, by the caller.
+        """Store what has been appended to a batch, within its ``with`` block. Returns the contexts of the wanted rows
+        (None: all), each held once, by the caller. ``shortens`` those at the limit.
         """
         _, belongs = batch.appended_places()
         chosen = None if belongs is None else np.flatnonzero(belongs)
@@ -144,9 +128,7 @@ class TokenStore:
         return contexts
 
     def extend(self, index: np.ndarray, lengths: Sequence[int], count: int) -> list[Context]:
-        """The contexts after a step of ``count`` tokens, each held once, by the caller. ``index`` and ``lengths`` as
-        ``index_of``.
-        """
+        """Contexts after a step of ``count`` tokens, with ``index_of``'s result; each held once, by the caller."""
         width = index.shape[1] - count
         if min(lengths) == width:
             is_full = index.shape[1] >= self.limit

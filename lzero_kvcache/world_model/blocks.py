@@ -98,8 +98,8 @@ def _begins_with_linear_and_gelu(modules: Sequence[nn.Module]) -> bool:
 
 
 def in_parallel(first: nn.Module, second: nn.Module) -> Callable[[torch.Tensor], tuple[Any, Any]]:
-    """Two modules on the same input. If both begin with a linear layer and the same activation, one call runs both
-    beginnings; if a call costs more than a product, one call also runs the two linear layers that follow.
+    """Two modules on the same input. One call runs the linear layers and activations with which both begin and, if a
+    call costs more than a product, the linear layers that follow.
     """
     parts = [_modules_of_sequence(module) for module in (first, second)]
     if not all(_begins_with_linear_and_gelu(part) for part in parts) or (
@@ -137,9 +137,7 @@ def _modules_of_sequence(module: nn.Module) -> list[nn.Module]:
 
 
 class CachedBlock:
-    """A stock transformer block on its own parameters, with one product for queries, keys and values. The fused weights
-    are copies: a block whose weights change needs a new instance.
-    """
+    """A stock transformer block with one product for queries, keys and values, on copies of their weights."""
 
     def __init__(self, block: Block) -> None:
         self._num_heads = block.attn.num_heads
@@ -154,17 +152,13 @@ class CachedBlock:
     def __call__(
             self, x: torch.Tensor, columns: LayerColumns, mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor]
     ) -> torch.Tensor:
-        """Run tokens through the block.
+        """Run tokens, [B * T, E], through the block; returns the last rows, those that ``columns`` wants.
 
         Args:
-            x: The tokens, [B * T, E].
             columns: Receives their keys and values, and holds what they attend to.
             mask: Added to each token's attention, [B, 1, T, columns]; None: it attends to every column.
             rotation: Of rotary positions, complex, [B, T, 1, 1, head_dim / 2], or cosines and sines in one more
                 dimension.
-
-        Returns:
-            The last rows, those that ``columns`` wants, [B * T, E].
         """
         rows, tokens = columns.new.shape[:2]
         states = self._queries_keys_values(self._norm_before_attention(x)).to(columns.new.dtype)
@@ -220,9 +214,7 @@ def _rotate(states: torch.Tensor, rotation: torch.Tensor) -> None:
 
 
 class UnknownBlock:
-    """A block of another structure than the stock's. Its own forward runs, row by row, over an imitation of the stock
-    cache: exact, but slow. Called as ``CachedBlock``.
-    """
+    """A block of unknown structure, by its own forward, row by row: exact, but slow. Called as ``CachedBlock``."""
 
     def __init__(self, block: nn.Module) -> None:
         self._block = block

@@ -61,7 +61,6 @@ class CachedModel:
     dtype, predictions float32 at least.
 
     Args:
-        world_model: The model, whose own parameters and modules are used.
         num_places: The tokens of the longest context.
         move_tokens: Whether the window moves tokens to other places of their rows when it drops old ones.
     """
@@ -168,10 +167,7 @@ class CachedModel:
         return mask
 
     def embed_observations(self, observations: torch.Tensor) -> torch.Tensor:
-        """Turn observations, [B, ...], into latent states, [B, num_observations_tokens, E].
-
-        Raises:
-            ValueError: If the encoder makes another number of tokens.
+        """Turn observations, [B, ...], into latent states. A ValueError if the encoder makes another number of tokens.
         """
         if observations.is_floating_point():
             observations = observations.to(self._observation_dtype)
@@ -204,11 +200,8 @@ class CachedModel:
     def predict_from_action(
             self, batch: ContextBatch, hidden: torch.Tensor, positions: Optional[np.ndarray]
     ) -> StepOutputs:
-        """Predict the reward and the next latent state at actions that have been appended, and append that state.
-
-        Args:
-            hidden: The transformer's output at the actions, [B, 1, E].
-            positions: Rotary positions of the new tokens, [B, 1 + num_observations_tokens]; None with learned ones.
+        """From the output at an appended action, [B, 1, E], predict the reward and the next latent state, and append
+        that. Rotary positions of the new tokens: [B, 1 + num_observations_tokens].
         """
 
         def append(token: torch.Tensor, index: int) -> torch.Tensor:

@@ -6,12 +6,9 @@ import torch
 
 
 class CapturedFunction:
-    """A function of tensors as one CUDA graph, for inputs of one shape each. It changes the first input in place, and
-    is captured again when that one lies elsewhere.
-
-    Args:
-        function: Returns a tuple of tensors and never waits for the device.
-        weights: What else it reads.
+    """A function of tensors as one CUDA graph, for inputs of one shape each. It must never wait for the device. It
+    changes the first input in place, and is captured again when that one lies elsewhere. ``weights`` are what else it
+    reads.
     """
 
     def __init__(

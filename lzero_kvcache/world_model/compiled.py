@@ -28,10 +28,8 @@ Step = Callable[..., StepOutputs]
 
 
 def step_of(model: CachedModel, config: KVCacheConfig, former: Optional[Step] = None) -> Step:
-    """The step of a model as ``kv_cache`` asks for it, called as ``CachedModel.step``.
-
-    Args:
-        former: The step until now. If only weights have changed since, nothing is compiled again.
+    """The step that ``kv_cache`` asks for. If only weights have changed since the former one, nothing is compiled
+    again.
     """
     if not config.compile:
         return model.step
@@ -43,11 +41,8 @@ def step_of(model: CachedModel, config: KVCacheConfig, former: Optional[Step] = 
 
 class CompiledStep:
     """A model's step, compiled when a batch size first comes; smaller batches are filled up. A compiled step is
-    compared with the eager one before it is used. If they differ, or nothing can be compiled, the step runs eager, and
-    the log says why.
-
-    Args:
-        compares_always: Whether to compare again whenever weights have changed.
+    compared with the eager one before it is used, with ``compares_always`` also when weights have changed. If they
+    differ, or nothing can be compiled, the step runs eager, and the log says why.
     """
 
     def __init__(self, model: CachedModel, compares_always: bool) -> None:

@@ -12,7 +12,6 @@ class EpisodeStep(NamedTuple):
     """One step of a running episode.
 
     Attributes:
-        observation: What the environment shows then.
         action: The action that led there; unused for the oldest observation.
         length: Tokens of the episode's context at this step.
         given: The timestep as the caller gave it, which may not count.
@@ -26,10 +25,7 @@ class EpisodeStep(NamedTuple):
 
 class EnvironmentHistory(Episode):
     """The running episode of one environment: one step more than takes part in a context. If ``key`` is None, the
-    context has to be computed from the steps.
-
-    Args:
-        num_observations: How many observations may take part in a context.
+    context has to be computed from the steps. ``scope`` names phase and environment, for people.
     """
 
     def __init__(self, scope: str, num_observations: int) -> None:
@@ -59,8 +55,8 @@ class EnvironmentHistory(Episode):
         return timestep < 0 or timestep in (self.steps[-1].given, self.steps[-1].timestep + 1)
 
     def last_step(self) -> Optional[tuple[torch.Tensor, Any]]:
-        """The last observation and the action since; None where an episode begins. The next root inference goes on from
-        these. It takes a step without an action once more, because the search from it has broken off.
+        """The last observation and the action since, for the next root inference; None where an episode begins. A step
+        without an action is repeated, because the search from it has broken off.
         """
         if self._has_acted():
             return self.steps[-1].observation, self._taken[1]
@@ -73,8 +69,8 @@ class EnvironmentHistory(Episode):
         return self.follows(timestep) if self._has_acted() else self._repeats(timestep)
 
     def goes_on(self, observation: torch.Tensor, timestep: int) -> bool:
-        """Whether the episode goes on from a caller's last observation, with the caller's timestep of the next one.
-        Takes the last step back if the caller repeats it, because the search from it has broken off.
+        """Whether the episode goes on from a caller's last observation, with the caller's timestep of the next one. If
+        the caller repeats the last step, because the search from it has broken off, takes that back.
         """
         goes_on = self.ends_with(observation) and self.follows(timestep)
         if len(self.steps) < 2 or not self._repeats(timestep):

@@ -20,11 +20,7 @@ from .positions import SearchPositions, history_positions
 class SearchTensors:
     """Latent states of a search's nodes, the actions that led to them and, with rotary positions, the positions of
     both, by the nodes' numbers. They stay in the pieces in which they come until a context has to be computed again.
-
-    Args:
-        latents: Of the roots, [B, num_observations_tokens, E].
-        capacity: How many nodes the search will have.
-        generation: ``CurrentModel.generation`` of the weights that predict them.
+    ``generation`` is the ``CurrentModel``'s whose weights predict them.
     """
 
     def __init__(self, latents: torch.Tensor, capacity: int, generation: int) -> None:
@@ -38,13 +34,8 @@ class SearchTensors:
             self, first: int, latents: torch.Tensor, actions: Optional[torch.Tensor] = None,
             positions: Optional[np.ndarray] = None
     ) -> None:
-        """Take over what belongs to new nodes. Strays have neither action nor positions.
-
-        Args:
-            first: The number of the first new node.
-            latents: [B, num_observations_tokens, E].
-            actions: [B, ...].
-            positions: [B, 1 + num_observations_tokens].
+        """Take over the latent states, [B, num_observations_tokens, E], actions, [B, ...], and positions, [B, 1 +
+        num_observations_tokens], of nodes from number ``first`` on. Strays have only latent states.
         """
         self._pieces.append((first, latents, actions, positions))
 

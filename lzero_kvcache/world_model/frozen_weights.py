@@ -22,9 +22,6 @@ class FrozenFunction:
     """A function of tensors, compiled for inputs of one shape each. It does not check shapes: tensors that it reads and
     writes by index may have any length.
 
-    Args:
-        function: Any function of tensors that returns a tuple of them.
-
     Raises:
         Exception: Whatever PyTorch raises where it cannot compile the function.
         LookupError: If a constant of the compiled function is no weight in a known order.
@@ -71,9 +68,7 @@ class FrozenFunction:
                 constant.copy_(_blocks(weight.t() if is_transposed else weight, constant.shape[2]))
 
     def _give_values_of_their_own(self, graph: GraphModule, names: Sequence[str]) -> list[torch.Tensor]:
-        """Give each weight values of its own, to tell weights apart. They are the same in each process, so that
-        Inductor finds its cache.
-        """
+        """Tell weights apart by values, the same ones in each process, so that Inductor finds its cache."""
         generator = torch.Generator().manual_seed(0)
         nodes = list(graph.graph.nodes)
         last_input = [node for node in nodes if node.op == 'placeholder'][-1]

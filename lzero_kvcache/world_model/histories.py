@@ -17,8 +17,7 @@ class RootStats:
     Attributes:
         first_steps: Roots at which an episode began.
         continuing: All others.
-        cold_starts: Continuing roots of an unknown episode, which begins with the last observation then: the model came
-            into use in the middle of it.
+        cold_starts: Continuing roots of an unknown episode: the model came into use in the middle of it.
         context_tokens: The contexts' lengths at continuing roots, added up.
     """
     first_steps: int = 0
@@ -33,14 +32,8 @@ class RootStats:
 
 
 class EnvironmentHistories:
-    """One history per environment and phase.
-
-    Args:
-        num_observations: How many observations may take part in a context.
-        on_end: Called with the history of an episode that ends.
-
-    Attributes:
-        last_begun_anew: Rows of the last root inference whose caller went on from another episode.
+    """One history per environment and phase. ``on_end`` is called with that of an episode that ends.
+    ``last_begun_anew`` are the rows of the last root inference whose caller went on from another episode.
     """
 
     def __init__(
@@ -69,9 +62,7 @@ class EnvironmentHistories:
     def last_steps(
             self, phase: str, env_ids: Sequence[int], observations: torch.Tensor
     ) -> tuple[torch.Tensor, list[Any]]:
-        """What a policy hands its model beside current observations, [B, ...]: the last observations, [B, ...], and B
-        actions; zeros and -1 where an episode begins.
-        """
+        """A policy's last observations, like the current ones, and actions; zeros and -1 where an episode begins."""
         beginning = torch.zeros_like(observations[0]), -1
         steps = [self.of(phase, env_id).last_step() or beginning for env_id in env_ids]
         return torch.stack([last.to(observations) for last, _ in steps]), [action for _, action in steps]
@@ -82,8 +73,7 @@ class EnvironmentHistories:
             self.of(phase, env_id).take(action)
 
     def left(self, phase: str, env_ids: Sequence[int], timesteps: Sequence[int]) -> list[int]:
-        """The environments that are in another episode, since their timesteps, as the caller gives them, do not follow.
-        """
+        """The environments whose timesteps, as the caller gives them, belong to another episode."""
         left = []
         for env_id, timestep in zip(env_ids, timesteps):
             history = self.of(phase, env_id)
@@ -108,8 +98,8 @@ class EnvironmentHistories:
             first_steps: Whether the caller begins an episode.
 
         Returns:
-            Timesteps, counted by the episode where the caller has none, and first steps. A fall back to timestep 0 is
-            one.
+            Timesteps, counted by the episode where the caller has none, and first steps, also at a fall back to
+            timestep 0.
         """
         counted, begins = np.maximum(timesteps, 0), list(first_steps)
         begun_anew = []

@@ -80,11 +80,8 @@ def roll_out(
         names: Optional[LatentNames], obs_or_latent: torch.Tensor, actions: Optional[torch.Tensor], horizon: int,
         choose: str, start_pos: Any, generator: Optional[torch.Generator]
 ) -> Imagination:
-    """Roll out from observations or latent states.
-
-    Args:
-        names: Finds that search's nodes; None: it has been predicted by other weights, or there is none.
-        obs_or_latent, actions, horizon, choose, start_pos, generator: As ``KVCacheWorldModelMixin.imagine``.
+    """``KVCacheWorldModelMixin.imagine``; ``names`` finds the running search's nodes, if the same weights predicted
+    them.
     """
     model = forward.model
     given = torch.as_tensor(obs_or_latent, device=model.like.device)

@@ -19,17 +19,13 @@ CALLS_BEFORE_PACKING = 4
 def linear(
         weight: torch.Tensor, bias: Optional[torch.Tensor], gelu: Optional[str] = None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A linear layer with a weight that does not change, in the dtype that ``torch.autocast`` asks for now. With few
-    rows the product waits for the weight: so a CPU keeps a large float32 weight in the order in which its library reads
-    it.
+    """A linear layer, [N, in] to [N, out], with a weight that does not change, in the dtype that ``torch.autocast``
+    asks for now. With few rows the product waits for the weight: so a CPU keeps a large float32 weight in the order in
+    which its library reads it.
 
     Args:
         weight: [out, in].
-        bias: [out].
         gelu: The approximation of the GELU that follows, 'none' or 'tanh'; None: none follows.
-
-    Returns:
-        A function from [N, in] to [N, out].
     """
     packed = packed_linear() if is_packed(weight) else PlainLinear
     return packed(

@@ -15,9 +15,7 @@ from .roots import check_expansion
 
 
 class ManagedInference(NumberedInference):
-    """Inference over managed contexts that also finds nodes by their latent states, for LightZero's interface and
-    rollouts. Arguments and errors as ``NumberedInference``.
-    """
+    """``NumberedInference`` that also finds nodes by their latent states, for LightZero's interface and rollouts."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -32,12 +30,10 @@ class ManagedInference(NumberedInference):
         Args:
             state_action_history: Its last item counts: the nodes' latent states as an earlier inference of the search
                 returned them, [B, num_observations_tokens, E], and the actions.
-            search_depth: As ``expand``.
             start_pos: Timesteps of the roots, used if no root inference has begun the search.
 
         Returns:
-            Hidden state, next latent states, [B, num_observations_tokens, E], reward, policy and value logits, [B, 1,
-            size].
+            Hidden state, next latent states, reward, policy and value logits, [B, 1, size].
 
         Raises:
             ValueError: If the rows do not match; nothing has changed then.

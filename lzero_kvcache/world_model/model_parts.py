@@ -13,9 +13,8 @@ NO_PARTS = ('world_model', '_packed')
 
 
 class ModelParts:
-    """The tensors of a ``CachedModel``, in the order in which it is built, and its structure. If two models have the
-    same ``structure``, ``tensors`` at the same place do the same. ``hooked`` names a module that runs a forward of its
-    own, if there is one.
+    """The tensors of a ``CachedModel`` in the order in which it is built. If two models have the same ``structure``,
+    ``tensors`` at the same place do the same. ``hooked`` names a module that runs a forward of its own, if one does.
     """
 
     def __init__(self, model: Any) -> None:

@@ -36,14 +36,7 @@ class NumberedInference:
     """Root and recurrent inference of one world model over cached contexts. Inside the window (with window='rebuild',
     past it, too) every prediction equals that of a forward without a cache over the row's own tokens. Each call holds
     the manager's lock. An interrupted call leaves no contexts behind; later calls compute them again.
-
-    Args:
-        world_model: The model. Only its dimensions are read here; each call gets it again.
-        env_num: The environments of a search.
-
-    Attributes:
-        context_lengths: Tokens per row in the last inference's contexts.
-        observer: Is told of all searches, if there is one.
+    ``context_lengths`` are the tokens per row in the last inference's contexts.
 
     Raises:
         ValueError: If the model's dimensions do not fit together, or the memory budget is too small.

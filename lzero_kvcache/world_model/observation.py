@@ -51,12 +51,7 @@ _observed: WeakSet = WeakSet()
 @contextmanager
 def observe_searches(new_observer: NewObserver) -> Iterator[None]:
     """Give an observer to each world model that searches within the ``with`` block, and to each copy made within it.
-
-    Args:
-        new_observer: Called with the ``ManagedInference`` and its world model before the first search.
-
-    Raises:
-        RuntimeError: If there is such a block already.
+    ``new_observer`` gets the ``ManagedInference`` and its world model. A second such block raises a RuntimeError.
     """
     global _new_observer
     if _new_observer is not None:

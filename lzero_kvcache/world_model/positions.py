@@ -12,18 +12,13 @@ def rotary_frequencies(table: torch.Tensor) -> np.ndarray:
 
 
 def rotations(positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
-    """Rotations of queries and keys at positions, [B, T]: complex64, [B, T, head_dim / 2]. Any positions: the stock
-    table ends at ``2 * max_seq_len``.
-    """
+    """Complex rotations, [B, T, head_dim / 2], at positions beyond the stock table's ``2 * max_seq_len``, too."""
     return np.exp(1j * (positions[..., None] * frequencies)).astype(np.complex64)
 
 
 def host_timesteps(start_pos: Any, batch_size: int) -> np.ndarray:
-    """One form, [batch_size], for the timesteps of a batch in any form of the stock code.
-
-    Args:
-        start_pos: One timestep for all rows, or one per row; in reanalysis an array of sequences, [B, T]. Each of its
-            rows stands for T + 1 roots, the last without a timestep.
+    """One form, [batch_size], for the timesteps of a batch in any form of the stock code: one for all rows, one per
+    row, or in reanalysis sequences, [B, T], whose rows stand for T + 1 roots each, the last without a timestep.
 
     Raises:
         ValueError: If there are fewer or more timesteps than rows.
@@ -46,12 +41,9 @@ def history_positions(timesteps: Sequence[int], num_observations_tokens: int) ->
 
 
 class SearchPositions:
-    """Rotary positions of the tokens that a search appends.
-
-    Args:
-        mode: 'aligned': root + 1, + 2, ..., as in training; 'release': from the depth that the search reports.
-            UniZero's counts it from 1; Sampled UniZero's reports the expanded node's simulation instead. In reanalysis
-            the release gives both tokens one position.
+    """Rotary positions of the tokens that a search appends. Mode 'aligned': root + 1, + 2, ..., as in training;
+    'release': from the depth that the search reports. UniZero's counts it from 1; Sampled UniZero's reports the
+    expanded node's simulation instead. In reanalysis the release gives both tokens one position.
     """
 
     def __init__(self, mode: str) -> None:
@@ -67,7 +59,6 @@ class SearchPositions:
             timesteps: Of the roots, [B].
             parent_depths: Actions between root and expanded node, [B].
             search_depth: What the search passes as its depth, [B], or nothing.
-            reanalyze: Whether the search reanalyses the replay buffer.
         """
         steps = timesteps + parent_depths
         if self._mode == 'release':

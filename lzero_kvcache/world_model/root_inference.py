@@ -44,12 +44,7 @@ def predict_roots(
         forward: Forward, histories: EnvironmentHistories, contexts: SearchContexts, store: TokenStore,
         obs_act_dict: dict, phase: str, rows: RootRows
 ) -> RootPredictions:
-    """Let the episodes of environments go on by one step each.
-
-    Args:
-        contexts: Looks up what the episodes go on from.
-        obs_act_dict: LightZero's 'obs', 'action' and 'current_obs'.
-    """
+    """Let the episodes of environments go on by one step each, by LightZero's ``obs_act_dict``."""
     model, world_model = forward.model, forward.model.world_model
     current, actions = obs_act_dict['current_obs'], obs_act_dict['action']
     episodes = [histories.of(phase, env_id) for env_id in rows.env_ids]

@@ -11,12 +11,7 @@ from ..search.search import Search
 
 
 class NumberedModel:
-    """A search's model that hands out numbers of nodes instead of latent states. The search never looks into these, and
-    gets numbers and scalars back.
-
-    Args:
-        search: The search, which has its roots.
-    """
+    """A search's model that hands out numbers of nodes instead of latent states: the search never looks into these."""
 
     def __init__(self, model: Any, world_model: Any, search: Search) -> None:
         self._model = model

@@ -14,12 +14,8 @@ OLD_WEIGHTS = 'stock fault: the release goes on from keys and values of other we
 
 @dataclass(frozen=True)
 class StockContext:
-    """The true content of a slot in the stock caches.
-
-    Attributes:
-        owner: The managed key of the step or node that it was written for.
-        flaw: Why it differs from a forward without a cache; None: it does not.
-        length: Its tokens.
+    """The true content of a slot in the stock caches: for which managed key it was written, why it differs from a
+    forward without a cache (None: it does not), and its tokens.
     """
     owner: int
     flaw: Optional[str]
@@ -59,13 +55,8 @@ class StockCaches:
             self, world_model: Any, latents: np.ndarray, owners: Sequence[Optional[int]], lengths: np.ndarray,
             lost: str
     ) -> tuple[list[Optional[str]], list[int]]:
-        """What is wrong with the contexts of the stock code's roots, and how many tokens they have.
-
-        Args:
-            latents: Its latent states of the last observations, [B, ...].
-            owners: The managed keys of the steps that the episodes go on from.
-            lengths: Tokens of the managed contexts, [B].
-            lost: What is wrong where there is no context.
+        """What is wrong with the contexts of the stock code's roots, and how many tokens they have. ``owners`` and
+        ``lengths`` are those of the managed contexts; ``lost`` is said where there is no context.
         """
         flaws: list[Optional[str]] = []
         stock_lengths = []

@@ -26,8 +26,7 @@ KNOWN_CLASSES = (
 
 
 def runs_its_own_forward(module: nn.Module) -> bool:
-    """Whether a module computes anything but what its class says: by hooks, its own or those for all modules, by a
-    forward of this instance, or by another forward given to its class.
+    """Whether a module computes anything but what its class says: by hooks, or by another forward of it or its class.
     """
     return (
         any(_hooks_of(module)) or any(_hooks_of_all_modules()) or 'forward' in vars(module)

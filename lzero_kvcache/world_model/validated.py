@@ -54,8 +54,7 @@ class ValidatedInference(ManagedInference):
         self._inferences = 0
 
     def initial(self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments) -> Outputs:
-        """
-        As ``ManagedInference.initial``, compared with the stock code.
+        """As ``ManagedInference.initial``, compared with the stock code.
 
         Raises:
             KVCacheMismatchError: At the first row that should agree and does not.

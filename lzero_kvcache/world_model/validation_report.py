@@ -13,14 +13,7 @@ class StockInferenceError(RuntimeError):
 
 @dataclass
 class ValidationReport:
-    """Rows of inferences, counted.
-
-    Attributes:
-        agreed: All predictions within the tolerance.
-        differed: A prediction outside it.
-        not_compared: Rows that cannot be compared, by reason.
-        largest_difference: The largest absolute difference among the compared.
-    """
+    """Counts compared rows, those not compared by reason, and keeps the largest absolute difference."""
     agreed: int = 0
     differed: int = 0
     not_compared: Counter = field(default_factory=Counter)
