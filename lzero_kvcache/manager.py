@@ -98,21 +98,11 @@ class KVCacheManager:
         return f'{text}; {needed / MIB:,.2f} MiB when they are full{budget}, {self.memory.token_bytes:,} bytes a token'
 
     def get_init_cache(self, env_id: int, cache_key: Hashable) -> Optional[Any]:
-        """
-        Overview:
-            Look a root context of an environment up. Result as ``KVCachePool.get``.
-        Raises:
-            - ValueError: If there is no such environment.
-        """
+        """Look a root context up. Result as ``KVCachePool.get``; a ValueError if there is no such environment."""
         return self._init_pool(env_id).get(cache_key)
 
     def set_init_cache(self, env_id: int, cache_key: Hashable, kv_cache: Any, priority: Optional[float] = None) -> int:
-        """
-        Overview:
-            Store a root context of an environment. Arguments and result as ``KVCachePool.set``.
-        Raises:
-            - ValueError: If there is no such environment.
-        """
+        """Store a root context. As ``KVCachePool.set``; a ValueError if there is no such environment."""
         return self._init_pool(env_id).set(cache_key, kv_cache, priority)
 
     def get_recur_cache(self, cache_key: Hashable) -> Optional[Any]:
@@ -152,12 +142,7 @@ class KVCacheManager:
             return {kind: sum((pool.stats for pool in pools), CacheStats()) for kind, pools in self.pools().items()}
 
     def memory_bytes(self) -> dict[str, int]:
-        """
-        Overview:
-            Bytes of keys and values in the pools. What several entries of one kind of pool share counts once.
-        Returns:
-            - memory (:obj:`Dict[str, int]`): ``{'init_pools': ..., 'recur_pool': ..., 'wm_pool': ...}``.
-        """
+        """Bytes of keys and values by kind of pool; what several entries of a kind share counts once."""
         with self.lock:
             return {
                 kind: self._measure([value for pool in pools for value in pool.values()])
@@ -218,5 +203,5 @@ def _count_in(config: Any, name: str, unit: str, default: int) -> int:
 
 
 def _memory_of(config: Any, kv_cache: KVCacheConfig) -> Optional[ContextMemory]:
-    known = all(entry_of(config, name) is not None for name in ('num_layers', 'embed_dim', 'context_length'))
+    known = None not in [entry_of(config, name) for name in ('num_layers', 'embed_dim', 'context_length')]
     return ContextMemory.of_whole_windows(config) if known or kv_cache.memory_budget_mb is not None else None

@@ -101,10 +101,8 @@ def in_parallel(first: nn.Module, second: nn.Module) -> Callable[[torch.Tensor],
     """Two modules on the same input. One call runs the linear layers and activations with which both begin and, if a
     call costs more than a product, the linear layers that follow.
     """
-    parts = [_modules_of_sequence(module) for module in (first, second)]
-    if not all(_begins_with_linear_and_gelu(part) for part in parts) or (
-            parts[0][1].approximate != parts[1][1].approximate
-    ):
+    parts = [_modules_of_sequence(first), _modules_of_sequence(second)]
+    if not all(map(_begins_with_linear_and_gelu, parts)) or parts[0][1].approximate != parts[1][1].approximate:
         alone = [in_sequence(first), in_sequence(second)]
         return lambda x: (alone[0](x), alone[1](x))
     steps = [_fused([parts[0][0], parts[1][0]], parts[0][1].approximate)]

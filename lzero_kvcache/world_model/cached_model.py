@@ -9,14 +9,7 @@ from lzero.model.unizero_world_models.transformer import Transformer
 
 from ..config import KEY_PATH, WORLD_MODEL_PATH
 from ..store import ContextBatch
-from .blocks import (
-    UnknownBlock,
-    block_of,
-    head_of,
-    in_parallel,
-    in_sequence,
-    is_plain_embedding,
-)
+from .blocks import UnknownBlock, block_of, head_of, in_parallel, in_sequence, is_plain_embedding
 from .columns import Columns, EncodingColumns, LayerColumns, SpelledOutStep, StepColumns, is_for_a_compiler
 from .positions import rotary_frequencies, rotations
 from .precision import at_least_float32
@@ -325,9 +318,9 @@ def _widened(logits: torch.Tensor) -> torch.Tensor:
 def _place_offsets(world_model: Any, num_places: int) -> torch.Tensor:
     # What the stock position correction takes a place to contribute to keys and values, in every layer.
     embeddings = world_model.pos_emb.weight[:num_places]
-    offsets = []
-    for block in world_model.transformer.blocks:
-        for projection in (block.attn.key, block.attn.value):
-            offsets.append(F.linear(embeddings, projection.weight).unflatten(-1, (block.attn.num_heads, -1)))
+    offsets = [
+        F.linear(embeddings, projection.weight).unflatten(-1, (block.attn.num_heads, -1))
+        for block in world_model.transformer.blocks for projection in (block.attn.key, block.attn.value)
+    ]
     return torch.stack(offsets, dim=1).unflatten(1, (-1, 2))
 

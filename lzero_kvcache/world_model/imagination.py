@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from lzero.policy.scaling_transform import inverse_scalar_transform
 
-from ..checks import choices
+from ..checks import choices, is_integer
 from ..search.contexts import SearchContexts
 from ..store import TokenStore
 from .forward import Forward
@@ -46,7 +46,7 @@ def check_rollout(
         raise ValueError(f'choose is {choose!r}: {choices(choose, ACTION_CHOICES)}')
     if np.ndim(start_pos) and len(start_pos) != rows:
         raise ValueError(f'start_pos has {len(start_pos)} entries for {rows} rows: needed is one for each')
-    if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, (int, np.integer)) or horizon < 1):
+    if horizon is not None and (not is_integer(horizon) or horizon < 1):
         raise ValueError(f'horizon is {horizon!r}: allowed are whole numbers of steps from 1')
     if actions is None:
         if horizon is None:
@@ -63,9 +63,7 @@ def _check_actions(world_model: Any, actions: torch.Tensor, rows: int, horizon: 
     if actions.dim() != len(needed) or actions.numel() == 0 or any(
             have != need for have, need in zip(actions.shape, needed) if need != 'steps'
     ):
-        raise ValueError(
-            f"actions have the shape {tuple(actions.shape)}: needed is ({', '.join(map(str, needed))})"
-        )
+        raise ValueError(f"actions have the shape {tuple(actions.shape)}: needed is ({', '.join(map(str, needed))})")
     if continuous:
         return
     if actions.is_floating_point():

@@ -186,14 +186,8 @@ class KVCacheWorldModel(KVCacheWorldModelMixin, WorldModel):
 
     @classmethod
     def adopt(cls, world_model: WorldModel) -> 'KVCacheWorldModel':
-        """
-        Overview:
-            Turn a stock world model into one with the managed cache, in place: parameters and random state are
-            untouched.
-        Returns:
-            - world_model (:obj:`KVCacheWorldModel`): The same object.
-        Raises:
-            - ValueError: As ``configure_kv_cache``.
+        """Turn a stock world model into one with the managed cache, in place, and return it. Parameters and random
+        state are untouched. A ValueError as ``configure_kv_cache``.
         """
         world_model.__class__ = cls
         world_model.configure_kv_cache()

@@ -26,20 +26,17 @@ def new_manager(
         game_segment_length: Optional[int], on_loss: Callable[[], None]
 ) -> KVCacheManager:
     """Pools whose values are contexts of the store."""
+    tokens_per_step = 1 + world_model.num_observations_tokens
     return KVCacheManager(
         SimpleNamespace(kv_cache=config, num_simulations=num_simulations, game_segment_length=game_segment_length),
         env_num, on_release=store.release, on_loss=on_loss, measure=store.kv_bytes,
         memory=ContextMemory(
             token_bytes=FLOAT_BYTES * store.slab.shape.numbers_per_token,
             context_tokens=store.limit - 1,
-            node_tokens=_tokens_of_a_node(store, 1 + world_model.num_observations_tokens),
+            # A context that is encoded again has all its tokens for itself, once the search goes on from it: from
+            # every other node, at the most.
+            node_tokens=(store.limit - 1 + tokens_per_step) // 2 if store.encodes_again else tokens_per_step,
             # Those of running episodes, collect and eval.
             held_contexts=2 * env_num if config.on_miss == 'rebuild' else 0,
         )
     )
-
-
-def _tokens_of_a_node(store: TokenStore, tokens_per_step: int) -> int:
-    # A context that is encoded again has all its tokens for itself, once the search goes on from it: from every other
-    # node, at the most.
-    return (store.limit - 1 + tokens_per_step) // 2 if store.encodes_again else tokens_per_step

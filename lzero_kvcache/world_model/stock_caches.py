@@ -1,7 +1,6 @@
 """The contents of the release's own caches, tracked from outside."""
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from lzero.model.unizero_world_models.utils import hash_state
@@ -12,8 +11,7 @@ WRONG_ENTRY = "stock fault: the release's key leads to another step's or node's 
 OLD_WEIGHTS = 'stock fault: the release goes on from keys and values of other weights'
 
 
-@dataclass(frozen=True)
-class StockContext:
+class StockContext(NamedTuple):
     """The true content of a slot in the stock caches: for which managed key it was written, why it differs from a
     forward without a cache (None: it does not), and its tokens.
     """
@@ -35,7 +33,7 @@ class StockCaches:
 
     def outdate_roots(self) -> None:
         """The weights have changed."""
-        self._of_roots = {place: replace(each, flaw=OLD_WEIGHTS) for place, each in self._of_roots.items()}
+        self._of_roots = {place: each._replace(flaw=OLD_WEIGHTS) for place, each in self._of_roots.items()}
 
     def begin_search(self) -> None:
         """Forget the nodes of the former search."""
@@ -52,26 +50,24 @@ class StockCaches:
         self._of_nodes[slot] = StockContext(owner, flaw, world_model.shared_pool_recur_infer[slot].size)
 
     def root_flaws(
-            self, world_model: Any, latents: np.ndarray, owners: Sequence[Optional[int]], lengths: np.ndarray,
-            lost: str
+            self, world_model: Any, latents: np.ndarray, owners: Sequence[Optional[int]], lengths: np.ndarray, lost: str
     ) -> tuple[list[Optional[str]], list[int]]:
         """What is wrong with the contexts of the stock code's roots, and how many tokens they have. ``owners`` and
         ``lengths`` are those of the managed contexts; ``lost`` is said where there is no context.
         """
         flaws: list[Optional[str]] = []
         stock_lengths = []
-        for row, latent in enumerate(latents):
+        for row, (latent, owner, managed_length) in enumerate(zip(latents, owners, lengths)):
             slot = world_model.past_kv_cache_init_infer_envs[row].get(hash_state(latent))
             context = self._of_roots.get((row, slot))
-            stock_lengths.append(1 if slot is None else world_model.shared_pool_init_infer[row][slot].size)
+            length = 1 if slot is None else world_model.shared_pool_init_infer[row][slot].size
+            stock_lengths.append(length)
             if slot is None:
                 flaws.append(lost)
             elif context is None:
                 flaws.append(WRONG_ENTRY)
             else:
-                flaws.append(
-                    context.flaw_for(owners[row]) or (WRONG_ENTRY if stock_lengths[row] != lengths[row] else None)
-                )
+                flaws.append(context.flaw_for(owner) or (None if length == managed_length else WRONG_ENTRY))
         longest = max(stock_lengths)
         return [flaw or (None if length == longest else PADDED) for flaw, length in zip(flaws, stock_lengths)], (
             stock_lengths
@@ -81,11 +77,9 @@ class StockCaches:
         """The contexts, by row, that the stock code finds at nodes of these latent states; None: it has none."""
         contexts = []
         for row, key in enumerate(map(hash_state, latents)):
-            slot = None
-            if not world_model.reanalyze_phase:
-                slot = world_model.past_kv_cache_init_infer_envs[row].get(key)
+            init_cache = {} if world_model.reanalyze_phase else world_model.past_kv_cache_init_infer_envs[row]
             contexts.append(
-                self._of_nodes.get(world_model.past_kv_cache_recurrent_infer.get(key)) if slot is None
-                else self._of_roots.get((row, slot))
+                self._of_roots.get((row, init_cache[key])) if key in init_cache
+                else self._of_nodes.get(world_model.past_kv_cache_recurrent_infer.get(key))
             )
         return contexts

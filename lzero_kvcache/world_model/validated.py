@@ -60,7 +60,9 @@ class ValidatedInference(ManagedInference):
             KVCacheMismatchError: At the first row that should agree and does not.
             StockInferenceError: If the stock code fails where the release is not known to.
         """
-        self._log_now_and_then()
+        self._inferences += 1
+        if self.config.log_interval and self._inferences % self.config.log_interval == 0:
+            logger.info(f"kv_cache.mode='validate': {self.report}")
         if obs_act_dict['current_obs'] is None:
             outputs = super().initial(world_model, obs_act_dict, start_pos, roots)
             if world_model.reanalyze_phase:
@@ -148,9 +150,7 @@ class ValidatedInference(ManagedInference):
             fault = next((self._unmade[parent] for parent in parents if parent in self._unmade), MISS)
         contexts = [] if fault else self._stock.node_contexts(world_model, stock_latents)
         if fault is None and not world_model.reanalyze_phase:
-            fault = MISS if None in contexts else fault_of_lengths(
-                world_model, [context.length for context in contexts]
-            )
+            fault = MISS if None in contexts else fault_of_lengths(world_model, [each.length for each in contexts])
         if fault is not None:
             self.report.not_compared[fault] += len(parents)
             self._unmade.update((child, fault) for child in children)
@@ -189,10 +189,8 @@ class ValidatedInference(ManagedInference):
         self._stock.begin_search()
         # Nodes whose managed contexts began with their latent states.
         self._begun_anew: set[int] = set()
-        # Of the nodes that the stock code has made, and why it has not made others.
-        self._stock_latents: dict[int, np.ndarray] = (
-            {} if fault else dict(enumerate(latents.detach().cpu().numpy()))
-        )
+        # Nodes of the stock code, and why it has not made others.
+        self._stock_latents = {} if fault else dict(enumerate(latents.detach().cpu().numpy()))
         self._unmade: dict[int, str] = {}
 
     def _node_flaw(
@@ -211,11 +209,8 @@ class ValidatedInference(ManagedInference):
         depth = int(nodes.depths[parent])
         if self.config.rope_positions == 'aligned' and (world_model.reanalyze_phase or reported_depth != depth):
             return MISPLACED
-        of_episode = max(0, length - 2 * depth - 1)
-        newest = 2 * (timestep + reported_depth) + 3
-        return self._position_flaw(
-            world_model, int(nodes.trees[parent]), timestep, 2 * timestep - of_episode, newest
-        )
+        oldest, newest = 2 * timestep - max(0, length - 2 * depth - 1), 2 * (timestep + reported_depth) + 3
+        return self._position_flaw(world_model, int(nodes.trees[parent]), timestep, oldest, newest)
 
     def _position_flaw(self, world_model: Any, tree: int, timestep: int, oldest: int, newest: int) -> Optional[str]:
         """What is wrong with rotary positions from ``oldest`` to ``newest`` in the release; None: nothing."""
@@ -271,11 +266,6 @@ class ValidatedInference(ManagedInference):
                 f'{self.config.validation_tolerance:.3g}; so far {self.report}'
             )
 
-    def _log_now_and_then(self) -> None:
-        self._inferences += 1
-        if self.config.log_interval and self._inferences % self.config.log_interval == 0:
-            logger.info(f"kv_cache.mode='validate': {self.report}")
-
 
 def _is_running(obs_act_dict: dict, row: int, world_model: Any) -> bool:
     return not is_first_step(obs_act_dict['action'][row], world_model)
@@ -297,8 +287,5 @@ def _root_fault(world_model: Any, obs_act_dict: dict, batch_size: int) -> Option
         return MANY_TOKENS
     if batch_size > world_model.env_num:
         return TOO_WIDE
-    fault = fault_of_dtype(world_model)
-    if fault is not None:
-        return fault
-    first_steps = [is_first_step(action, world_model) for action in obs_act_dict['action'][:batch_size]]
-    return MIXED if any(first_steps) and not all(first_steps) else None
+    are_running = [_is_running(obs_act_dict, row, world_model) for row in range(batch_size)]
+    return fault_of_dtype(world_model) or (MIXED if any(are_running) and not all(are_running) else None)
