@@ -88,9 +88,7 @@ class SearchContexts:
     def expand(
             self, forward: Any, search: Search, nodes: Sequence[int], actions: Any, positions: Optional[np.ndarray]
     ) -> tuple[Any, list[int], list[Context]]:
-        """Take an action at each of some nodes. Returns the predictions of ``forward``, the lengths of the nodes'
-        contexts, and the new contexts, each held once, by the caller.
-        """
+        """Take an action at nodes. Returns predictions, context lengths, and new contexts, held once, by the caller."""
         found = self._look_up(search, nodes)
         missing = [row for row, context in enumerate(found) if context is None]
         self.last_missing = frozenset(missing)

@@ -69,7 +69,9 @@ class ContextRebuilder:
             if context is not None:
                 self._store.retain(context)
         encoded = self.encode_episodes(forward, [search.episodes[origin] for origin in with_episode])
-        encoded += self._encode_latents(forward, search, others)
+        latent_tokens = self._tokens_per_step - 1
+        self._stats.tokens += len(others) * latent_tokens
+        encoded += self._encode(forward, len(others), latent_tokens, forward.append_latents, search, others)
         made = dict(zip(with_episode + others, encoded))
         routes = [
             Route(number, self._store.retain(made[origin]) if context is None else context, steps)
@@ -86,16 +88,6 @@ class ContextRebuilder:
         self._stats.tokens += int(counts.sum())
         return self._encode(forward, len(episodes), int(counts.max()), forward.append_episodes, episodes, counts)
 
-    def _encode_latents(self, forward: Any, search: Search, numbers: Sequence[int]) -> list[Context]:
-        count = self._tokens_per_step - 1
-        self._stats.tokens += len(numbers) * count
-        return self._encode(forward, len(numbers), count, forward.append_latents, search, numbers)
-
-    def encode_raw(self, forward: Any, contexts: Sequence[Context]) -> list[Context]:
-        """Encode raw contexts, each result held once, by the caller."""
-        tables = [context.table for context in contexts]
-        return self._encode(forward, len(contexts), self._store.kept, forward.append_raw, tables)
-
     def _encode(
             self, forward: Any, rows: int, room: int, append: Callable[..., None], *arguments: Any
     ) -> list[Context]:
@@ -108,7 +100,8 @@ class ContextRebuilder:
     def encode_in_place(self, forward: Any, contexts: Sequence[Optional[Context]]) -> None:
         """Encode those contexts that are raw, for everybody who holds them."""
         raw = list({id(context): context for context in contexts if context is not None and context.is_raw}.values())
-        encoded = self.encode_raw(forward, raw)
+        tables = [context.table for context in raw]
+        encoded = self._encode(forward, len(raw), self._store.kept, forward.append_raw, tables)
         for context, by in zip(raw, encoded):
             self._store.replace(context, by.table)
         self._store.release(encoded)

@@ -13,19 +13,17 @@ MOST_NODES = 2 ** 32
 
 
 class Search:
-    """One batched search. Every node has a number: simulation * batch + row in a search that expands all rows each
-    time.
+    """One batched search. Every node has a number: simulation * batch + row, if each simulation expands all rows.
 
     Attributes:
         first_key: The pools' key of node 0. Node n has the n-th key after it, unique among all searches.
         phase: 'collect', 'eval', 'reanalyze' or 'unknown'.
         timesteps: Timesteps of the roots and of other nodes without a parent, by number, int64.
-        env_ids, episodes: Of roots that continue an environment's episode, by number: the environment whose init pool
-            holds the context, and the episode.
+        env_ids, episodes: By number, of roots that continue an episode: its environment, whose init pool has the
+            context, and itself.
         contexts: By number, the node's last computed one. Its tokens may outlive its eviction.
         priorities: By number, what the node's pool is told of it.
         tree: What strategies that follow the search are told, if one does.
-        tensors: Latent states and actions, where there are any.
     """
 
     def __init__(
@@ -54,8 +52,7 @@ class Search:
         return added
 
     def add_strays(self, rows: Sequence[int], depths: Sequence[int], timesteps: np.ndarray) -> list[int]:
-        """Add nodes without a parent, states that the model has not predicted; returns their numbers. ``rows`` that
-        belong to roots take these roots' timesteps.
+        """Add nodes without a parent, not predicted by the model. Those in ``rows`` of roots take the roots' timesteps.
         """
         first, num_roots = self.nodes.num_nodes, self.nodes.ends[0]
         policies = np.zeros((len(rows), self.nodes.policies.shape[1]), dtype=np.float32)

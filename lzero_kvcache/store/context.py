@@ -13,7 +13,6 @@ class Context:
         table: Where its tokens lie in the store, oldest first, int64 [length].
         made_at: The store's count of writes by then.
         is_raw: Whether only its raw tokens are there, to be encoded when a step first goes on from it.
-        holders: How many hold it.
     """
     __slots__ = ('table', 'made_at', 'holders', 'is_raw')
 
@@ -55,8 +54,7 @@ class ContextBatch:
 
     Attributes:
         index: Where in the store the tokens lie, [B, width + room].
-        lengths: The contexts' lengths, [B].
-        width: The columns of the contexts, as many as the longest has tokens.
+        lengths: The contexts' lengths, [B], of which ``width`` is the largest.
         used: The columns so far.
         kv: Keys (0) and values (1), [B, width + room, num_layers, 2, num_heads, head_dim], where there are tensors;
             finite everywhere, since attention multiplies what it masks by 0 and 0 * nan is nan.

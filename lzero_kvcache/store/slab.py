@@ -19,8 +19,7 @@ class TokenShape:
     @property
     def numbers_per_token(self) -> int:
         """How many numbers the slab keeps for one token."""
-        width = self.num_heads * self.head_dim
-        return 2 * self.num_layers * width + (width if self.keep_embeddings else 0)
+        return (2 * self.num_layers + self.keep_embeddings) * self.num_heads * self.head_dim
 
 
 class TokenSlab:

@@ -67,30 +67,28 @@ class CachedModel:
         weights = world_model.tokenizer.parameters()
         self._observation_dtype = next((each.dtype for each in weights if each.is_floating_point()), self.like.dtype)
         self.uses_rotary: bool = world_model.config.rotary_emb
-        self.place_offsets = None
-        if move_tokens and not self.uses_rotary:
-            self.place_offsets = _place_offsets(world_model, num_places)
-        if type(world_model.transformer).forward is not Transformer.forward or (
-                runs_its_own_forward(world_model.transformer)
-        ):
+        moves_places = move_tokens and not self.uses_rotary
+        self.place_offsets = _place_offsets(world_model, num_places) if moves_places else None
+        transformer = world_model.transformer
+        if type(transformer).forward is not Transformer.forward or runs_its_own_forward(transformer):
             raise ValueError(
-                f'the transformer of this world model ({type(world_model.transformer).__name__}) has hooks or a '
-                'forward of its own, or there are hooks for all modules, which the cache cannot run token by token: '
+                f'the transformer of this world model ({type(transformer).__name__}) has hooks or a forward of its '
+                'own, or there are hooks for all modules, which the cache cannot run token by token: '
                 f"remove the hooks, or choose {KEY_PATH}.mode='legacy'"
             )
-        if self.uses_rotary and not world_model.transformer.freqs_cis.is_complex():
+        if self.uses_rotary and not transformer.freqs_cis.is_complex():
             raise ValueError(
-                'the rotary table transformer.freqs_cis of this world model is of '
-                f'{world_model.transformer.freqs_cis.dtype}, for .to(dtype) of the transformer has left only the real '
-                'parts of its complex numbers: cast the transformer by .half(), .bfloat16(), .float() or .double()'
+                f'the rotary table transformer.freqs_cis of this world model is of {transformer.freqs_cis.dtype}, for '
+                '.to(dtype) of the transformer has left only the real parts of its complex numbers: cast the '
+                'transformer by .half(), .bfloat16(), .float() or .double()'
             )
-        self._embedding_dropout = in_sequence(world_model.transformer.drop)
+        self._embedding_dropout = in_sequence(transformer.drop)
         if self.uses_rotary:
-            self._frequencies = rotary_frequencies(world_model.transformer.freqs_cis)
+            self._frequencies = rotary_frequencies(transformer.freqs_cis)
         else:
             self._embed_positions = in_sequence(world_model.pos_emb)
             self._position_table = world_model.pos_emb.weight if is_plain_embedding(world_model.pos_emb) else None
-        self.blocks = [block_of(block) for block in world_model.transformer.blocks]
+        self.blocks = [block_of(block) for block in transformer.blocks]
         most = world_model.config.max_tokens
         if num_places > most and any(isinstance(block, UnknownBlock) for block in self.blocks):
             raise ValueError(
@@ -98,7 +96,7 @@ class CachedModel:
                 f'but contexts have up to {num_places}: allowed are at least as many, or a smaller context_length'
             )
         self._embed_actions = in_sequence(world_model.act_embedding_table)
-        self._final_norm = in_sequence(world_model.transformer.ln_f)
+        self._final_norm = in_sequence(transformer.ln_f)
         heads = [head_of(getattr(world_model, f'head_{name}')) for name in HEADS]
         self._reward_and_next_token = in_parallel(heads[0], heads[1])
         self._policy_and_value = in_parallel(heads[2], heads[3])
@@ -160,8 +158,7 @@ class CachedModel:
         return mask
 
     def embed_observations(self, observations: torch.Tensor) -> torch.Tensor:
-        """Turn observations, [B, ...], into latent states. A ValueError if the encoder makes another number of tokens.
-        """
+        """Turn observations, [B, ...], into latent states. A ValueError if the encoder makes other tokens."""
         if observations.is_floating_point():
             observations = observations.to(self._observation_dtype)
         latents = self.world_model.tokenizer.encode_to_obs_embeddings(observations).to(self.like.dtype)
@@ -193,9 +190,7 @@ class CachedModel:
     def predict_from_action(
             self, batch: ContextBatch, hidden: torch.Tensor, positions: Optional[np.ndarray]
     ) -> StepOutputs:
-        """From the output at an appended action, [B, 1, E], predict the reward and the next latent state, and append
-        that. Rotary positions of the new tokens: [B, 1 + num_observations_tokens].
-        """
+        """Predict reward and next latent state from the output at an action, [B, 1, E], and append that state."""
 
         def append(token: torch.Tensor, index: int) -> torch.Tensor:
             position = None if positions is None else positions[:, index:index + 1]

@@ -6,9 +6,8 @@ import torch
 
 
 class CapturedFunction:
-    """A function of tensors as one CUDA graph, for inputs of one shape each. It must never wait for the device. It
-    changes the first input in place, and is captured again when that one lies elsewhere. ``weights`` are what else it
-    reads.
+    """A function of tensors, which never waits for the device, as one CUDA graph, for inputs of one shape each. It
+    changes the first input in place, and is captured again when that one lies elsewhere. It also reads ``weights``.
     """
 
     def __init__(

@@ -28,9 +28,7 @@ Step = Callable[..., StepOutputs]
 
 
 def step_of(model: CachedModel, config: KVCacheConfig, former: Optional[Step] = None) -> Step:
-    """The step that ``kv_cache`` asks for. If only weights have changed since the former one, nothing is compiled
-    again.
-    """
+    """The step that ``kv_cache`` asks for. The former one stays if only weights have changed since."""
     if not config.compile:
         return model.step
     if isinstance(former, CompiledStep):

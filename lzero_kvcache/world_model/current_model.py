@@ -11,15 +11,8 @@ from .positions import SearchPositions
 
 
 class CurrentModel:
-    """The ``Forward`` of a world model, made anew whenever the model has changed.
-
-    Args:
-        num_observations: How many observations may take part in a context.
-        on_change: Called when the model has changed, which outdates all contexts.
-
-    Attributes:
-        generation: How many changes it has met.
-        forward: The one of now; None until it is asked for.
+    """The ``Forward`` of a world model, made anew whenever the model has changed. ``on_change`` is called then: no
+    context is of its weights any more. ``generation`` counts these changes; ``forward`` is None until it is asked for.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ class EpisodeStep(NamedTuple):
 
 class EnvironmentHistory(Episode):
     """The running episode of one environment: one step more than takes part in a context. If ``key`` is None, the
-    context has to be computed from the steps. ``scope`` names phase and environment, for people.
+    context has to be computed from the steps.
     """
 
     def __init__(self, scope: str, num_observations: int) -> None:

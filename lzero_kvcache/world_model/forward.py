@@ -18,9 +18,9 @@ from .positions import SearchPositions, history_positions
 
 
 class SearchTensors:
-    """Latent states of a search's nodes, the actions that led to them and, with rotary positions, the positions of
-    both, by the nodes' numbers. They stay in the pieces in which they come until a context has to be computed again.
-    ``generation`` is the ``CurrentModel``'s whose weights predict them.
+    """Latent states of a search's nodes, [N, num_observations_tokens, E], the actions that led to them, [N, ...], and
+    the rotary positions of both, [N, 1 + num_observations_tokens]. They stay in the pieces in which they come until a
+    context has to be computed again. ``generation`` is the ``CurrentModel``'s whose weights predict them.
     """
 
     def __init__(self, latents: torch.Tensor, capacity: int, generation: int) -> None:
@@ -34,24 +34,22 @@ class SearchTensors:
             self, first: int, latents: torch.Tensor, actions: Optional[torch.Tensor] = None,
             positions: Optional[np.ndarray] = None
     ) -> None:
-        """Take over the latent states, [B, num_observations_tokens, E], actions, [B, ...], and positions, [B, 1 +
-        num_observations_tokens], of nodes from number ``first`` on. Strays have only latent states.
-        """
+        """Take over what belongs to nodes from number ``first`` on. Strays have only latent states."""
         self._pieces.append((first, latents, actions, positions))
 
     @property
     def latents(self) -> torch.Tensor:
-        """[N or more, num_observations_tokens, E]."""
+        """By number, of N nodes or more."""
         return self._join()[0]
 
     @property
     def actions(self) -> torch.Tensor:
-        """[N or more, ...]."""
+        """By number, of N nodes or more."""
         return self._join()[1]
 
     @property
     def positions(self) -> np.ndarray:
-        """[N or more, 1 + num_observations_tokens]."""
+        """By number, of N nodes or more."""
         return self._join()[2].numpy()
 
     @torch.inference_mode()
@@ -67,11 +65,10 @@ class SearchTensors:
 
     def _with_part(self, joined: Optional[torch.Tensor], first: int, part: torch.Tensor) -> torch.Tensor:
         end = first + len(part)
-        if joined is None or end > len(joined):
-            former, size = joined, self._capacity if joined is None else 2 * len(joined)
-            joined = part.new_zeros((max(end, size), *part.shape[1:]))
-            if former is not None:
-                joined[:len(former)] = former
+        if joined is None:
+            joined = part.new_zeros((max(end, self._capacity), *part.shape[1:]))
+        elif end > len(joined):
+            joined = torch.cat([joined, part.new_zeros((max(end, 2 * len(joined)) - len(joined), *part.shape[1:]))])
         joined[first:end] = part
         return joined
 

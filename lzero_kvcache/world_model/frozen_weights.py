@@ -20,11 +20,8 @@ Plan = tuple[Optional[torch.Tensor], list[tuple[torch.Tensor, bool]]]
 
 class FrozenFunction:
     """A function of tensors, compiled for inputs of one shape each. It does not check shapes: tensors that it reads and
-    writes by index may have any length.
-
-    Raises:
-        Exception: Whatever PyTorch raises where it cannot compile the function.
-        LookupError: If a constant of the compiled function is no weight in a known order.
+    writes by index may have any length. Raises what PyTorch does where it cannot compile, or a LookupError if a
+    constant of the compiled function is no weight in a known order.
     """
 
     def __init__(self, function: Callable[..., tuple[torch.Tensor, ...]], inputs: Sequence[torch.Tensor]) -> None:

@@ -90,12 +90,7 @@ class EnvironmentHistories:
             self, histories: Sequence[EnvironmentHistory], last_observations: torch.Tensor, timesteps: np.ndarray,
             first_steps: Sequence[bool]
     ) -> tuple[np.ndarray, list[bool]]:
-        """Begin the episodes that begin, and begin anew those that do not go on from where they were left.
-
-        Args:
-            last_observations: What the caller goes on from, [B, ...].
-            timesteps: Of the observations that follow, as the caller gives them, [B].
-            first_steps: Whether the caller begins an episode.
+        """Begin the episodes that begin, and begin anew those that do not go on from a row's last observation.
 
         Returns:
             Timesteps, counted by the episode where the caller has none, and first steps, also at a fall back to

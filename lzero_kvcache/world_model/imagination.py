@@ -78,9 +78,7 @@ def roll_out(
         names: Optional[LatentNames], obs_or_latent: torch.Tensor, actions: Optional[torch.Tensor], horizon: int,
         choose: str, start_pos: Any, generator: Optional[torch.Generator]
 ) -> Imagination:
-    """``KVCacheWorldModelMixin.imagine``; ``names`` finds the running search's nodes, if the same weights predicted
-    them.
-    """
+    """As ``KVCacheWorldModelMixin.imagine``. ``names``: the running search's, if the same weights predicted it."""
     model = forward.model
     given = torch.as_tensor(obs_or_latent, device=model.like.device)
     is_latent = given.shape[1:] == (model.num_observations_tokens, model.world_model.embed_dim)

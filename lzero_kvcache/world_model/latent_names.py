@@ -1,5 +1,4 @@
 """Nodes of a search, found by their latent states: for callers that have no numbers."""
-from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
@@ -23,7 +22,7 @@ class LatentNames:
         self._copies: dict[tuple[int, bytes], int] = {}
 
     def find_all(self, latents: np.ndarray) -> list[Optional[int]]:
-        """The nodes of a batch of latent states, [B, ...]."""
+        """``find`` for each row of a batch, [B, ...]."""
         return [self.find(row, latent) for row, latent in enumerate(latents)]
 
     def find(self, row: int, latent: np.ndarray) -> Optional[int]:
@@ -51,7 +50,7 @@ class LatentNames:
         self._name_nodes(first)
         self._num_named = first + len(latents)
         distinct = latents
-        for row, tree in enumerate(self._trees(first, first + len(latents))):
+        for row, tree in enumerate(self.search.nodes.trees[first:self._num_named].tolist()):
             name = latents[row].tobytes()
             copies = (tree, name)
             if copies in self._numbers and distinct is latents:
@@ -79,14 +78,10 @@ class LatentNames:
         if first == self._num_named:
             return
         latents = host_copy(self.search.tensors.latents[first:self._num_named])
-        for number, tree, latent in zip(
-                range(first, self._num_named), self._trees(first, self._num_named), latents
-        ):
+        trees = self.search.nodes.trees[first:self._num_named].tolist()
+        for number, (tree, latent) in enumerate(zip(trees, latents), first):
             key = (tree, latent.tobytes())
             self._numbers[key] = -1 if key in self._numbers else number
-
-    def _trees(self, first: int, end: int) -> Sequence[int]:
-        return self.search.nodes.trees[first:end].tolist()
 
 
 def host_copy(latents: torch.Tensor) -> np.ndarray:

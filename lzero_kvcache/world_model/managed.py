@@ -25,11 +25,11 @@ class ManagedInference(NumberedInference):
             self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
             search_depth: Sequence[int], start_pos: Any
     ) -> Outputs:
-        """As ``expand``, for nodes known by their latent states, with LightZero's arguments.
+        """As ``expand``, with LightZero's arguments, for nodes known by their latent states.
 
         Args:
-            state_action_history: Its last item counts: the nodes' latent states as an earlier inference of the search
-                returned them, [B, num_observations_tokens, E], and the actions.
+            state_action_history: Its last item counts: latent states as an earlier inference of the search returned
+                them, [B, num_observations_tokens, E], and actions.
             start_pos: Timesteps of the roots, used if no root inference has begun the search.
 
         Returns:

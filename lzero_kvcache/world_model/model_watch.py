@@ -1,6 +1,4 @@
 """Detects when cached data no longer matches the model's weights."""
-from collections.abc import Iterator
-from itertools import chain
 from operator import attrgetter
 from typing import Any, Optional
 
@@ -48,7 +46,7 @@ class ModelWatch:
 
     def remember(self, world_model: Any) -> None:
         """Take the model as it is now."""
-        self._tensors = list(_weights_of(world_model))
+        self._tensors = _weights_of(world_model)
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         self._counting = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._versions = list(map(_version, self._counting))
@@ -61,7 +59,7 @@ class ModelWatch:
 
     def has_changed(self, world_model: Any) -> bool:
         """Whether the model may predict something else than the one that was remembered."""
-        tensors = list(_weights_of(world_model))
+        tensors = _weights_of(world_model)
         return (
             self.may_have_changed() or len(tensors) != len(self._tensors)
             or any(tensor is not known for tensor, known in zip(tensors, self._tensors))
@@ -89,5 +87,5 @@ class ModelWatch:
         )
 
 
-def _weights_of(world_model: Any) -> Iterator[torch.Tensor]:
-    return chain(world_model.parameters(), world_model.buffers())
+def _weights_of(world_model: Any) -> list[torch.Tensor]:
+    return [*world_model.parameters(), *world_model.buffers()]

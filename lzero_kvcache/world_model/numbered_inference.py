@@ -18,7 +18,7 @@ from .cached_model import StepOutputs
 from .current_model import CurrentModel
 from .dimensions import check_dimensions
 from .forward import Forward, SearchTensors
-from .histories import EnvironmentHistories, RootStats
+from .histories import EnvironmentHistories
 from .new_cache import new_manager, new_store
 from .observation import SearchObserver, observer_of
 from .positions import SearchPositions, host_timesteps
@@ -36,10 +36,8 @@ class NumberedInference:
     """Root and recurrent inference of one world model over cached contexts. Inside the window (with window='rebuild',
     past it, too) every prediction equals that of a forward without a cache over the row's own tokens. Each call holds
     the manager's lock. An interrupted call leaves no contexts behind; later calls compute them again.
-    ``context_lengths`` are the tokens per row in the last inference's contexts.
-
-    Raises:
-        ValueError: If the model's dimensions do not fit together, or the memory budget is too small.
+    ``context_lengths`` are the tokens per row in the last inference's contexts. A ValueError if the model's dimensions
+    do not fit together, or the memory budget is too small.
     """
 
     def __init__(
@@ -64,6 +62,7 @@ class NumberedInference:
         self.histories = EnvironmentHistories(
             num_observations, world_model.num_observations_tokens, on_end=self._end_episode
         )
+        self.root_stats = self.histories.root_stats
         self._scores = PoolScores(config)
         self._contexts = SearchContexts(self.manager, self.store, self.rebuild_stats, self._lossless, tokens_per_step)
         self._model = CurrentModel(config, self.store, num_observations, on_change=self._drop_contexts)
@@ -81,11 +80,6 @@ class NumberedInference:
     def rows_begun_anew(self) -> frozenset[int]:
         """Rows of the last inference whose contexts, with ``on_miss='reset'``, began anew."""
         return frozenset() if self._lossless else self._contexts.last_missing
-
-    @property
-    def root_stats(self) -> RootStats:
-        """What root inferences have found of the episodes that they go on."""
-        return self.histories.root_stats
 
     def initial(self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments) -> Outputs:
         """Predict at the roots of a new search. With current observations every environment's episode goes on by one

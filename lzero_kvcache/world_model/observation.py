@@ -20,13 +20,8 @@ class SearchObserver(ABC):
             self, nodes: SearchNodes, env_ids: Sequence[Optional[int]], beginnings: Sequence[int],
             lengths: Sequence[int]
     ) -> None:
-        """The search has its roots, cached in the init pools of their environments.
-
-        Args:
-            nodes: The search's, of which these are the first.
-            env_ids: Their environments; None: not cached, as in reanalysis.
-            beginnings: How their contexts began, see ``search.episode``.
-            lengths: Tokens of their contexts.
+        """The search has its roots, the first of ``nodes``, cached in the init pools of their environments (None: not
+        cached, as in reanalysis). ``beginnings``: see ``search.episode``; ``lengths``: tokens of their contexts.
         """
 
     @abstractmethod

@@ -18,10 +18,8 @@ def rotations(positions: np.ndarray, frequencies: np.ndarray) -> np.ndarray:
 
 def host_timesteps(start_pos: Any, batch_size: int) -> np.ndarray:
     """One form, [batch_size], for the timesteps of a batch in any form of the stock code: one for all rows, one per
-    row, or in reanalysis sequences, [B, T], whose rows stand for T + 1 roots each, the last without a timestep.
-
-    Raises:
-        ValueError: If there are fewer or more timesteps than rows.
+    row, or in reanalysis sequences, [B, T], whose rows stand for T + 1 roots each, the last without a timestep. A
+    ValueError if there are fewer or more timesteps than rows.
     """
     if isinstance(start_pos, (list, tuple)) and all(np.ndim(position) == 0 for position in start_pos):
         timesteps = np.array([int(position) for position in start_pos])
@@ -53,21 +51,16 @@ class SearchPositions:
             self, timesteps: np.ndarray, parent_depths: np.ndarray, search_depth: Sequence[int], reanalyze: bool,
             num_observations_tokens: int
     ) -> np.ndarray:
-        """Positions of the action and of the latent state of each new node, [B, 1 + num_observations_tokens].
-
-        Args:
-            timesteps: Of the roots, [B].
-            parent_depths: Actions between root and expanded node, [B].
-            search_depth: What the search passes as its depth, [B], or nothing.
+        """Positions of each new node's action and latent state, [B, 1 + num_observations_tokens], by the root's
+        timestep, the expanded node's depth, and the depth that the search reports, if it does.
         """
-        steps = timesteps + parent_depths
-        if self._mode == 'release':
+        if self._mode == 'aligned':
+            action = 2 * (timesteps + parent_depths) + 1
+            latent = action + 1
+        else:
             reported = np.asarray(search_depth, dtype=np.int64) if len(search_depth) else parent_depths + 1
-            steps = timesteps + reported
-        action = 2 * steps + 1
-        if self._mode == 'release' and reanalyze:
-            action = 2 * steps + 3
-        latent = action if self._mode == 'release' and reanalyze else action + 1
+            action = 2 * (timesteps + reported) + (3 if reanalyze else 1)
+            latent = action if reanalyze else action + 1
         return np.column_stack([action, latent[:, None] + np.arange(num_observations_tokens)])
 
     def of_encoded(self, timesteps: Sequence[int], lossless: bool) -> Sequence[int]:

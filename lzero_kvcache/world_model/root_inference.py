@@ -21,7 +21,6 @@ class RootPredictions(NamedTuple):
     """What a root inference has found and predicted, one row per environment.
 
     Attributes:
-        timesteps: Of the roots, [B].
         beginnings: How their contexts began, see ``search.episode``.
         lengths: Tokens of the contexts that they go on from, [B].
         contexts: Theirs, each held once, by the caller.

@@ -68,9 +68,7 @@ class PoolScores:
             value: torch.Tensor
     ) -> Sequence[Optional[float]]:
         """What B nodes are worth to a pool's strategy, by logits of shape [B, 1, size]; None each, if it uses no score.
-
-        Raises:
-            ValueError: If a score returns anything but numbers.
+        A ValueError if a score returns anything but numbers.
         """
         score = self._scores[kind]
         if score is None:

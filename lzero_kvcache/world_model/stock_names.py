@@ -3,9 +3,9 @@ from typing import Any
 
 
 def bind_stock_names(world_model: Any, mode: str) -> None:
-    """Let the stock code's ``past_kv_cache_*.clear()`` and ``keys_values_wm_list.clear()`` reach the managed pools.
-    Drops the stock code's own working memory, which cannot be pickled. In mode 'validate' the stock code keeps its own
-    caches. Its counters, such as ``hit_count``, stay plain numbers.
+    """Let the stock code's ``clear()`` of its caches reach the managed pools, and drop its own working memory, which
+    cannot be pickled. In mode 'validate' the stock code keeps its own caches. Its counters, such as ``hit_count``, stay
+    plain numbers.
     """
     if mode != 'managed':
         return

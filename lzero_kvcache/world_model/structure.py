@@ -1,6 +1,5 @@
 """Detects when a model's modules no longer compute what they did."""
 import logging
-from collections.abc import Iterator
 from functools import cache
 from numbers import Number
 from typing import Any
@@ -26,8 +25,7 @@ KNOWN_CLASSES = (
 
 
 def runs_its_own_forward(module: nn.Module) -> bool:
-    """Whether a module computes anything but what its class says: by hooks, or by another forward of it or its class.
-    """
+    """Whether hooks, or another forward of the module or its class, make it compute what its class does not say."""
     return (
         any(_hooks_of(module)) or any(_hooks_of_all_modules()) or 'forward' in vars(module)
         or any(isinstance(module, known) and not _computes_as_written(known) for known in KNOWN_CLASSES)
@@ -48,14 +46,14 @@ class StructureWatch:
 
     def __init__(self) -> None:
         self._modules: dict[str, nn.Module] = {}
-        self._settings: list[dict[str, Any]] = []
+        self._settings: dict[str, dict[str, Any]] = {}
         self._hooks: list[dict] = []
         self._hook_ids: list[tuple[int, ...]] = []
 
     def remember(self, world_model: nn.Module) -> None:
         """Take the modules as they are now."""
         self._modules = dict(world_model.named_modules())
-        self._settings = [_settings_of(module) for module in _within(self._modules)]
+        self._settings = _settings_of(self._modules)
         self._hooks = [*_hooks_of_all_modules()]
         for module in self._modules.values():
             self._hooks += _hooks_of(module)
@@ -66,10 +64,11 @@ class StructureWatch:
         modules = dict(world_model.named_modules())
         if modules != self._modules or self.hooks_have_changed():
             return True
-        settings = [_settings_of(module) for module in _within(modules)]
+        settings = _settings_of(modules)
         if settings == self._settings:
             return False
-        for name, before, after in zip([name for name in modules if name], self._settings, settings):
+        for name, after in settings.items():
+            before = self._settings[name]
             for attribute in sorted(before.keys() | after.keys()):
                 if attribute != 'training' and before.get(attribute) != after.get(attribute):
                     _warn_of_change(f'{name}.{attribute}')
@@ -82,11 +81,6 @@ class StructureWatch:
         return self._hook_ids != [tuple(hooks) for hooks in self._hooks]
 
 
-def _within(modules: dict[str, nn.Module]) -> Iterator[nn.Module]:
-    # The world model itself keeps what its inferences go on from beside its settings.
-    return (module for name, module in modules.items() if name)
-
-
 def _hooks_of(module: nn.Module) -> tuple[dict, dict]:
     return module._forward_hooks, module._forward_pre_hooks
 
@@ -95,11 +89,15 @@ def _hooks_of_all_modules() -> tuple[dict, dict]:
     return all_modules._global_forward_hooks, all_modules._global_forward_pre_hooks
 
 
-def _settings_of(module: nn.Module) -> dict[str, Any]:
-    settings = {
-        name: value for name, value in vars(module).items() if name not in OF_ALL_MODULES and _is_setting(value)
-    }
-    settings['__class__'] = type(module), type(module).forward
+def _settings_of(modules: dict[str, nn.Module]) -> dict[str, dict[str, Any]]:
+    settings = {}
+    for module_name, module in modules.items():
+        # The world model itself keeps its inferences' state beside its settings.
+        if module_name:
+            settings[module_name] = {
+                name: value for name, value in vars(module).items() if name not in OF_ALL_MODULES and _is_setting(value)
+            }
+            settings[module_name]['__class__'] = type(module), type(module).forward
     return settings
 
 

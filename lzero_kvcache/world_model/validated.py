@@ -54,11 +54,8 @@ class ValidatedInference(ManagedInference):
         self._inferences = 0
 
     def initial(self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments) -> Outputs:
-        """As ``ManagedInference.initial``, compared with the stock code.
-
-        Raises:
-            KVCacheMismatchError: At the first row that should agree and does not.
-            StockInferenceError: If the stock code fails where the release is not known to.
+        """As ``ManagedInference.initial``, compared with the stock code. A KVCacheMismatchError at the first row that
+        should agree and does not; a StockInferenceError if the stock code fails where the release is not known to.
         """
         self._inferences += 1
         if self.config.log_interval and self._inferences % self.config.log_interval == 0:
