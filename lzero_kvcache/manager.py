@@ -11,7 +11,7 @@ from .stats import CacheStats
 
 
 def _tensor_bytes(values: Sequence[Any]) -> int:
-    # Imported when it is asked for: a manager built by hand needs no torch.
+    # Imported late: a manager built by hand needs no torch.
     from .store.memory import tensor_bytes
 
     return tensor_bytes(values)

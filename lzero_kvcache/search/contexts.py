@@ -124,7 +124,7 @@ class SearchContexts:
         }
         batch, preceding = self._rebuilder.gather(forward, search, found, {**routes, **raw})
         with batch:
-            # Not before the batch holds what was found: this may evict it.
+            # Only now that the batch holds the found contexts: this may evict them.
             finished = [route for route in routes.values() if not route.steps]
             self.cache(search, [route.number for route in finished], [route.context for route in finished])
             outputs = forward.predict(batch, actions, positions, preceding)
@@ -159,16 +159,15 @@ class SearchContexts:
         for context in contexts:
             if context is not None:
                 self._store.retain(context)
-        if missing:
-            routes = self._rebuilder.routes(forward, search, [nodes[row] for row in missing])
-            self._rebuilder.finish(forward, search, routes)
-            for row, route in zip(missing, routes):
-                contexts[row] = route.context
+        routes = self._rebuilder.routes(forward, search, [nodes[row] for row in missing])
+        self._rebuilder.finish(forward, search, routes)
+        for row, route in zip(missing, routes):
+            contexts[row] = route.context
         return contexts
 
     def _peek(self, search: Search, number: int) -> Optional[Context]:
         if self._lossless:
-            # Whether a pool has it does not matter, only whether its tokens are still there.
+            # Its tokens count, not whether a pool has it.
             return self._rebuilder.whole_context(search, number)
         if number in search.env_ids:
             return self._manager.init_pools[search.env_ids[number]].peek(search.first_key + number)
@@ -200,7 +199,7 @@ class SearchContexts:
             self._keep_within_budget()
 
     def _keep_within_budget(self) -> None:
-        # Contexts share less than their number lets expect where many have been rebuilt.
+        # Rebuilt contexts share fewer tokens, so that fewer entries fit.
         pool = self._manager.recur_pool
         while len(self._store) > self._store.expected_tokens and len(pool):
             pool.evict()

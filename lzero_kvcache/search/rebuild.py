@@ -147,7 +147,7 @@ class ContextRebuilder:
         return len(route.steps) * self._tokens_per_step + (self._store.kept if route.context.is_raw else 0)
 
     def _fits_before_a_step(self, route: Route) -> bool:
-        # A context that is to be encoded again cannot be gone on from in the same forward.
+        # A step cannot go on from a raw context in the same forward.
         return not self._store.encodes_again or not route.steps or (
             len(route.context) + len(route.steps) * self._tokens_per_step < self._store.limit
         )

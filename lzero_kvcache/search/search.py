@@ -47,7 +47,7 @@ class Search:
         self.contexts.extend([None] * len(added))
         if self.tree is not None:
             priorities = [SearchTreeNode(self.tree, number) for number in added]
-        # Last, in one statement: what has a priority takes part, whatever breaks off before.
+        # Last, in one statement: only a node with a priority takes part, wherever an interruption comes.
         self.priorities.extend(priorities)
         return added
 
@@ -62,7 +62,6 @@ class Search:
         return self.add(added, [None] * len(rows))
 
     def parent(self, number: int) -> Optional[int]:
-        """The parent of a node; None: it has none."""
         parent = int(self.nodes.parents[number])
         return None if parent < 0 else parent
 

@@ -77,7 +77,7 @@ class ContextBatch:
         # Brings an array to where the tensors are.
         self.to_device: Callable[[np.ndarray], Any] = lambda array: None
         self._held = held
-        # Which appended columns belong to which rows; None: each to all.
+        # Whether an appended column belongs to a row; None: all do.
         self._belongs: Optional[np.ndarray] = None
         self._filled = lengths
         self._mask: Any = None
@@ -158,7 +158,7 @@ class ContextBatch:
         mask = np.empty((len(self), 1, num_tokens, self.used), dtype=bool)
         mask[:] = self._visible(self.used)[:, None, None]
         mask[..., before:] &= np.tri(num_tokens, dtype=bool)
-        # A token that belongs to no row attends to itself, since a softmax over nothing is nan.
+        # Padding attends to itself, since a softmax over nothing is nan.
         mask[:, :, range(num_tokens), range(before, self.used)] = True
         return self.to_device(mask)
 

@@ -90,7 +90,6 @@ class TokenSlab:
         return self._kv is None or (self._kv.dtype, self._kv.device) == (like.dtype, like.device)
 
     def drop(self) -> None:
-        """Give the memory back."""
         self._kv = self._raw = self._positions = None
 
     def _grow(self, size: int, like: torch.Tensor) -> None:

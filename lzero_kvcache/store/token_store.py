@@ -5,7 +5,7 @@ import numpy as np
 
 from .context import Context, ContextBatch, TokenLinks
 
-# Its keys and values are zero: what a batch reads where a row has no token.
+# A batch reads it where a row has no token: its keys and values are zero.
 PADDING = 0
 FEWEST_TOKENS = 1024
 # Of the counts' own type, for which NumPy's ufunc.at is fast.
@@ -32,7 +32,7 @@ class TokenStore:
         self._forget_tokens()
 
     def _forget_tokens(self) -> None:
-        # By how many writes all tokens were last forgotten.
+        # The count of writes when all tokens were last forgotten.
         self._writes_before = self._writes
         self._holders = np.zeros(0, dtype=np.int32)
         self._written_at = np.zeros(0, dtype=np.int64)
@@ -75,7 +75,7 @@ class TokenStore:
             elif beginning is not None:
                 end = lengths[beginning]
                 row[:length - 1] = index[beginning, end - length + 1:end]
-                # A token that is still to come goes by the row that it is appended to, counted downwards from -1.
+                # A token still to come is named by the row that appends it, counted downwards from -1.
                 row[length - 1] = -1 - beginning
         held = [beginning for beginning in beginnings if isinstance(beginning, Context)]
         batch = ContextBatch(held, index, np.array(lengths, dtype=np.int64), width, self.release)
@@ -120,7 +120,7 @@ class TokenStore:
         if batch.links is not None:
             batch.links.resolve(new)
         tables = _tables(batch, new, belongs)
-        # A view would keep the whole batch's index, rows that were only on the way included.
+        # A view would keep the whole batch's index alive.
         wanted = [tables[row].copy() for row in (range(len(tables)) if rows is None else rows)]
         contexts = self._new_contexts(wanted, shortens)
         if rows is not None or self.kept < batch.used - batch.width:
@@ -191,7 +191,7 @@ class TokenStore:
         np.subtract.at(self._holders, tokens, ONE)
         unheld = tokens[self._holders[tokens] == 0]
         if len(unheld):
-            # Taken from the end, so that the lowest comes next.
+            # ``reserve`` takes from the end, so the lowest comes next.
             self._free.extend(sorted(set(unheld.tolist()), reverse=True))
 
     def kv_bytes(self, contexts: Iterable[Context]) -> int:

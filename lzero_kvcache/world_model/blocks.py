@@ -20,9 +20,9 @@ logger = logging.getLogger('lzero_kvcache')
 
 Function = Callable[[torch.Tensor], Any]
 
-# So large that its GELU is the number itself, and a power of two, so that dividing by it is exact.
+# Its GELU is the number itself, and dividing by a power of two is exact.
 ALWAYS = 8.0
-# Products are fast where their sizes are multiples of it.
+# Products of such multiples are fast.
 ADDED_UNITS = 8
 
 
@@ -70,7 +70,7 @@ def _steps(module: nn.Module) -> list[Function]:
 
 
 def _as_it_is(module: nn.Module, x: torch.Tensor) -> Any:
-    # The stock code calls it on (B, T, ...).
+    # The stock code calls it on [B, T, ...].
     y = module(x[:, None])
     return {name: part[:, 0] for name, part in y.items()} if isinstance(y, dict) else y[:, 0]
 
@@ -92,9 +92,8 @@ def _steps_of_sequence(modules: list[nn.Module]) -> list[Function]:
 
 
 def _begins_with_linear_and_gelu(modules: Sequence[nn.Module]) -> bool:
-    return [type(module) for module in modules[:2]] == [nn.Linear, nn.GELU] and not any(
-        runs_its_own_forward(module) for module in modules[:2]
-    )
+    first = modules[:2]
+    return [type(module) for module in first] == [nn.Linear, nn.GELU] and not any(map(runs_its_own_forward, first))
 
 
 def in_parallel(first: nn.Module, second: nn.Module) -> Callable[[torch.Tensor], tuple[Any, Any]]:
@@ -129,9 +128,7 @@ def _is_product(module: Optional[nn.Module]) -> bool:
 
 
 def _modules_of_sequence(module: nn.Module) -> list[nn.Module]:
-    if type(module) is not nn.Sequential or runs_its_own_forward(module):
-        return []
-    return list(module)
+    return list(module) if type(module) is nn.Sequential and not runs_its_own_forward(module) else []
 
 
 class CachedBlock:

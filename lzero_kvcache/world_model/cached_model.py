@@ -122,7 +122,7 @@ class CachedModel:
         start = batch.used
         places, visible = batch.append(tokens.shape[1], counts)
         batch.embeddings.append(tokens)
-        # What rows go on from comes with the first tokens that are appended.
+        # The first appended tokens complete the contexts of rows that go on from other rows.
         links = batch.links if start == batch.width else None
         rotation = None
         if self.uses_rotary:
@@ -289,7 +289,6 @@ class CachedModel:
         return self._embed_positions(places.reshape(-1)).view(*places.shape, -1)
 
     def on_device(self, array: np.ndarray) -> torch.Tensor:
-        """An array where the model is."""
         return torch.from_numpy(array).to(self.like.device, non_blocking=True)
 
 
@@ -311,7 +310,7 @@ def _widened(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _place_offsets(world_model: Any, num_places: int) -> torch.Tensor:
-    # What the stock position correction takes a place to contribute to keys and values, in every layer.
+    # The stock position correction's share of a place in keys and values, for every layer.
     embeddings = world_model.pos_emb.weight[:num_places]
     offsets = [
         F.linear(embeddings, projection.weight).unflatten(-1, (block.attn.num_heads, -1))

@@ -19,9 +19,9 @@ from .precision import autocast_dtype
 
 logger = logging.getLogger('lzero_kvcache')
 
-# How far a compiled step may be from the eager one, relative to the largest number where that is above 1.
+# The largest difference between a compiled step and the eager one, relative to numbers above 1.
 TOLERANCE = 1e-4
-# So few rows cost about as much as one.
+# Up to here, rows cost about as much as one.
 FEW_ROWS = 16
 
 Step = Callable[..., StepOutputs]
@@ -129,7 +129,7 @@ class CompiledStep:
             index, mask = torch.cat([index[:, :width], padding, index[:, width:]], 1), F.pad(mask, (0, missing))
         inputs = [index, actions, mask, where]
         if rows < number:
-            # Rows that do what the first does write what it writes.
+            # The rest repeats the first row, and so writes what that writes.
             first = torch.arange(number, device=index.device)
             first[rows:] = 0
             inputs = [each[first] for each in inputs]
@@ -151,7 +151,7 @@ class CompiledStep:
         try:
             with torch.no_grad():
                 size = _CompiledSize(step, slab, inputs, self._parts)
-        # A compiler fails in ways of its own, and a search need not.
+        # A compiler may raise anything; the search goes on without it.
         except Exception as error:
             reason = str(error).strip().split('\n')[0]
             self._run_eager(f'it cannot be compiled ({type(error).__name__}: {reason})')
@@ -184,7 +184,6 @@ class _CompiledSize:
             self._places = [parts.place_of(weight) for weight in self.run.weights]
 
     def write(self, parts: ModelParts) -> None:
-        """Compute with the weights of these parts from now on."""
         self.run.write([parts.tensors[place] for place in self._places])
         self.is_written = True
 

@@ -32,22 +32,20 @@ class EnvironmentHistory(Episode):
         super().__init__()
         self.scope = scope
         self.steps: deque[EpisodeStep] = deque(maxlen=num_observations + 1)
-        # The step that the last action was taken at, and the action.
+        # The step of the last action, and the action.
         self._taken: Optional[tuple[EpisodeStep, Any]] = None
 
     def restart(self) -> None:
-        """Forget the episode."""
         self.key = self._taken = None
         self.steps.clear()
 
     def append(self, step: EpisodeStep) -> None:
         """Add one step, whose context is not cached yet."""
-        # First, because an inference may break off anywhere.
+        # First, because an interruption may come anywhere.
         self.key = None
         self.steps.append(step)
 
     def take(self, action: Any) -> None:
-        """The environment takes an action at the last step."""
         self._taken = self.steps[-1], deepcopy(action)
 
     def follows(self, timestep: int) -> bool:
@@ -76,7 +74,7 @@ class EnvironmentHistory(Episode):
         if len(self.steps) < 2 or not self._repeats(timestep):
             return goes_on
         before, last = self.steps[-2], self.steps[-1]
-        # Two observations in turn may be the same: then timesteps tell, if they count.
+        # Successive observations may be equal: then timesteps decide, if they count.
         if goes_on and not before.given < last.given or not _is_same(before.observation, observation):
             return goes_on
         self.key = None

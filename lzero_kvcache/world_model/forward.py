@@ -156,7 +156,7 @@ class Forward:
         return tokens, search.tensors.positions[numbers].reshape(-1, 1) if self.model.uses_rotary else None
 
     def _on_device(self, numbers: Sequence[int]) -> torch.Tensor:
-        # An index that is still on the host would make it wait.
+        # The device would wait for an index on the host.
         return self.model.on_device(np.asarray(numbers))
 
     def step(
@@ -197,7 +197,7 @@ class Forward:
     def _raw_contexts(self, index: np.ndarray, rows: Sequence[int], encoded: np.ndarray) -> RawContexts:
         model = self.model
         tokens, positions = self._slab.raw(index[rows, :encoded.shape[1]])
-        # Their raw tokens are those of later contexts, too.
+        # Later contexts need these raw tokens, too.
         self._slab.write_raw(encoded.reshape(-1), tokens.flatten(0, 1), positions.reshape(-1))
         return RawContexts(
             model.on_device(np.asarray(rows)), tokens, model.on_device(encoded),

@@ -41,7 +41,7 @@ class FrozenFunction:
 
         with settings.patch({
             'freezing': True, 'max_autotune': True, 'size_asserts': False, 'assert_indirect_indexing': False,
-            # Of others the order of the weights is not known.
+            # Other backends store weights in an unknown order.
             'max_autotune_gemm_backends': 'CPP',
             # Without it, code for another number of threads may come out of Inductor's cache.
             'cpp.threads': torch.get_num_threads(),
@@ -126,7 +126,7 @@ def _holds(constant: torch.Tensor, weight: torch.Tensor) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    # LightZero lets the root logger tell everything, and Inductor locks hundreds of files.
+    # LightZero sets the root logger to DEBUG, and Inductor locks hundreds of files.
     logger = logging.getLogger('filelock')
     level = logger.level
     logger.setLevel(logging.WARNING)

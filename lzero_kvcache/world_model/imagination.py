@@ -128,7 +128,7 @@ def _choose(world_model: Any, policy: torch.Tensor, choose: str, generator: Opti
     mean, deviation = policy.chunk(2, dim=-1)
     if choose == 'sample':
         mean = mean + deviation * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
-    # As the search squashes the actions that it samples.
+    # The search squashes its sampled actions, too.
     return mean.tanh()
 
 

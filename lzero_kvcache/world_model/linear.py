@@ -128,6 +128,6 @@ class OneMKLLinear(PlainLinear):
                 return super().__call__(x)
             self._rows = rows
             self._packed = torch.ops.mkl._mkl_reorder_linear_weight(self._weight, rows)
-        # Others have to keep coming without a break.
+        # Another size has to come without a break before it is packed.
         self._calls = 0
         return self._activate(torch.ops.mkl._mkl_linear(x, self._packed, self._weight, self._bias, rows))

@@ -8,7 +8,7 @@ from torch import nn
 
 from .structure import runs_its_own_forward
 
-# They come with the calls.
+# Not parts: a call brings these.
 NO_PARTS = ('world_model', '_packed')
 
 
@@ -40,7 +40,7 @@ class ModelParts:
             self.structure.append(part)
         # Whole numbers are sizes, which tensors have, and counts of calls.
         elif not isinstance(part, int) and id(part) not in self._seen:
-            # It is kept, so that nothing else gets its id.
+            # Keeps it alive, so that its id stays its own.
             self._seen[id(part)] = part
             self.structure.append(getattr(part, '__qualname__', type(part).__qualname__))
             for inner in self._within(part):

@@ -8,7 +8,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from .precision import autocast_dtype
 from .structure import StructureWatch
 
-# So many weights are looked at in each simulation of a search.
+# Weights to look at in each simulation of a search.
 WEIGHTS_AT_ONCE = 8
 
 _optimizer_steps = 0
@@ -20,7 +20,7 @@ def _count_optimizer_step(*_: Any) -> None:
     _optimizer_steps += 1
 
 
-# Fused optimisers write to parameters without a trace in these.
+# Fused optimisers write to parameters and leave no trace in these.
 register_optimizer_step_post_hook(_count_optimizer_step)
 
 
@@ -36,7 +36,7 @@ class ModelWatch:
         self._addresses: list[int] = []
         self._counting: list[torch.Tensor] = []
         self._versions: list[int] = []
-        # Of these, the one that is looked at next.
+        # The next of these to look at.
         self._next = 0
         self._copies: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._steps = -1
@@ -45,7 +45,6 @@ class ModelWatch:
         self._autocast: Optional[torch.dtype] = None
 
     def remember(self, world_model: Any) -> None:
-        """Take the model as it is now."""
         self._tensors = _weights_of(world_model)
         self._addresses = [tensor.data_ptr() for tensor in self._tensors]
         self._counting = [tensor for tensor in self._tensors if not tensor.is_inference()]

@@ -33,8 +33,7 @@ def new_manager(
         memory=ContextMemory(
             token_bytes=FLOAT_BYTES * store.slab.shape.numbers_per_token,
             context_tokens=store.limit - 1,
-            # A context that is encoded again has all its tokens for itself, once the search goes on from it: from
-            # every other node, at the most.
+            # A re-encoded context shares no tokens. The search goes on from every other node at most, which does that.
             node_tokens=(store.limit - 1 + tokens_per_step) // 2 if store.encodes_again else tokens_per_step,
             # Those of running episodes, collect and eval.
             held_contexts=2 * env_num if config.on_miss == 'rebuild' else 0,

@@ -158,7 +158,7 @@ class NumberedInference:
             F.pad(policy.flatten(1), (2, 0)) if value is None else forward.model.numbers_for_host(value, policy, value)
         ).cpu())
         roots = search.add(nodes.add_roots(numbers[:, 1], numbers[:, 2:]), [None] * len(numbers))
-        # Not before it has its roots: what breaks off until then leaves no search.
+        # Only now that it has its roots: an interruption before leaves no search.
         self.search = search
         return roots
 
@@ -197,7 +197,7 @@ class NumberedInference:
             self, forward: Forward, search: Search, nodes: np.ndarray, actions: Any, search_depth: Sequence[int]
     ) -> tuple[StepOutputs, np.ndarray]:
         model = forward.model
-        # LightZero's search draws them on the host; nobody waits for their way to the device.
+        # LightZero's search draws them on the host; the copy to the device keeps nobody waiting.
         on_host = torch.as_tensor(actions).cpu()
         actions = on_host.to(model.like.device, non_blocking=True)
         positions = None
@@ -240,7 +240,7 @@ class NumberedInference:
 
     def _checked(self, on_host: torch.Tensor) -> np.ndarray:
         numbers = on_host.numpy()
-        # Whatever is nan or inf makes the sum so.
+        # A single nan or inf makes the sum nan or inf.
         if not isfinite(np.add.reduce(numbers, None)):
             self._warn_once(
                 'The world model predicts nan or inf, with the cache as without: have its weights diverged?'
@@ -280,7 +280,7 @@ class NumberedInference:
                     self._recover()
 
     def _lose(self) -> None:
-        # Pools are cleared and resized between inferences, too, and that may break off as well.
+        # A clear or resize between inferences may be interrupted, too.
         self._broke_off = True
 
     def _recover(self) -> None:

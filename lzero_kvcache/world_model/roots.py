@@ -27,7 +27,6 @@ class RootEnvironments:
             raise ValueError(f'phase is {self.phase!r}: {choices(self.phase, PHASES)}')
 
     def ids_of(self, batch_size: int) -> tuple[int, ...]:
-        """The environment of each of ``batch_size`` rows."""
         return tuple(range(batch_size)) if self.env_ids is None else self.env_ids
 
 

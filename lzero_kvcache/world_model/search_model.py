@@ -19,7 +19,6 @@ class NumberedModel:
         self._search = search
 
     def eval(self) -> None:
-        """Put the model into eval mode."""
         self._model.eval()
 
     def recurrent_inference(

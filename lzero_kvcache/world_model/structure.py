@@ -13,7 +13,7 @@ from torch.nn.modules import module as all_modules
 logger = logging.getLogger('lzero_kvcache')
 
 PLAIN = frozenset([bool, int, float, complex, str, bytes, type(None)])
-# What every module has, hooks and submodules among it.
+# Every module has these, hooks and submodules among them.
 OF_ALL_MODULES = vars(nn.Module()).keys() - {'training'}
 
 
@@ -33,7 +33,7 @@ def runs_its_own_forward(module: nn.Module) -> bool:
 
 
 def _computes_as_written(known: type) -> bool:
-    # By name, because somebody may have set another function before this module was imported.
+    # By name: another function may have been set before this module was imported.
     forward = known.forward
     names = getattr(forward, '__module__', None), getattr(forward, '__qualname__', None)
     return names == (known.__module__, f'{known.__qualname__}.forward') and not hasattr(forward, '__wrapped__')
@@ -51,7 +51,6 @@ class StructureWatch:
         self._hook_ids: list[tuple[int, ...]] = []
 
     def remember(self, world_model: nn.Module) -> None:
-        """Take the modules as they are now."""
         self._modules = dict(world_model.named_modules())
         self._settings = _settings_of(self._modules)
         self._hooks = [*_hooks_of_all_modules()]

@@ -48,7 +48,7 @@ class ValidatedInference(ManagedInference):
         self.report = ValidationReport()
         self._stock = StockCaches()
         self._begin_stock_search((), None, MISS)
-        # By phase, why the stock code has not run at its last roots.
+        # By phase, why the stock code did not run at the last roots.
         self._skipped_roots: dict[str, Optional[str]] = {}
         self._seen_generation = 0
         self._inferences = 0
@@ -130,9 +130,8 @@ class ValidatedInference(ManagedInference):
         nodes = self.nodes_of(world_model, latents, search_depth, start_pos)
         outputs = super().recurrent(world_model, state_action_history, simulation_index, search_depth, start_pos)
         end = self.search.nodes.num_nodes
-        self._compare_step(
-            world_model, nodes, np.arange(end - len(nodes), end), actions, outputs, search_depth, start_pos
-        )
+        children = np.arange(end - len(nodes), end)
+        self._compare_step(world_model, nodes, children, actions, outputs, search_depth, start_pos)
         return outputs
 
     def _compare_step(
@@ -186,7 +185,7 @@ class ValidatedInference(ManagedInference):
         self._stock.begin_search()
         # Nodes whose managed contexts began with their latent states.
         self._begun_anew: set[int] = set()
-        # Nodes of the stock code, and why it has not made others.
+        # By node, the stock code's latent state, or why it has made none.
         self._stock_latents = {} if fault else dict(enumerate(latents.detach().cpu().numpy()))
         self._unmade: dict[int, str] = {}
 
