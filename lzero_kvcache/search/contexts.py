@@ -15,10 +15,8 @@ from .search import Search
 
 class SearchContexts:
     """Looks contexts up in the pools, has missing ones computed again by ``forward``, and caches new ones.
-
-    Args:
-        lossless: Whether a missing context may still be used if its tokens are there, and computed from its ancestors.
-        tokens_per_step: Tokens of an action and the latent state that follows.
+    ``lossless``: a missing context may still be used if its tokens are there, and computed from its ancestors. Each
+    step has ``tokens_per_step``, an action and a latent state.
     """
 
     def __init__(

@@ -7,11 +7,8 @@ FIRST_STEP, CONTINUES, COLD_START, NO_EPISODE = range(4)
 
 
 class Episode:
-    """The context of an environment's running episode.
-
-    Attributes:
-        key: Where its last root is cached; None: the context has to be computed again, or there is none.
-        context: The last one, which the episode holds whatever the pools evict.
+    """The context of an environment's running episode. ``key`` is where its last root is cached, None if the context
+    has to be computed again. ``context`` is the last one, which the episode holds whatever the pools evict.
     """
 
     def __init__(self) -> None:

@@ -86,12 +86,8 @@ class Columns:
 
 
 class StepColumns:
-    """What the tokens of a step attend to, one after the other.
-
-    Args:
-        slab: Keys and values of all tokens, [tokens, num_layers, 2, num_heads, head_dim].
-        index: The slab places of each row's context, and on its right those of the new tokens, [B, W + T].
-        offsets: What a token's place adds, [places, num_layers, 2, num_heads, head_dim]; None: the slab includes it.
+    """What the tokens of a step attend to, one after the other. Arguments as ``CachedModel.step``; ``offsets`` are what
+    a token's place adds, [places, num_layers, 2, num_heads, head_dim], if the slab leaves it out.
     """
 
     def __init__(self, slab: torch.Tensor, index: torch.Tensor, width: int, offsets: Optional[torch.Tensor]) -> None:
@@ -116,13 +112,9 @@ class StepColumns:
 
 
 class EncodingColumns:
-    """One layer's keys and values, where some rows have no context yet: first come the tokens of these contexts, then
-    one token of each row.
-
-    Args:
-        columns: Of all rows; the contexts lie on the left.
-        rows: Those that have no context yet, [R].
-        is_last: Whether this is the last layer, where contexts only leave their keys and values.
+    """One layer's keys and values, where R rows have no context yet: first come the ``count`` tokens of each of these
+    contexts, which lie on the left, then one token of each row. In the last layer contexts only leave their keys and
+    values.
     """
 
     def __init__(self, columns: LayerColumns, rows: torch.Tensor, count: int, is_last: bool) -> None:

@@ -31,8 +31,7 @@ def step_of(model: CachedModel, config: KVCacheConfig, former: Optional[Step] = 
     """The step that ``kv_cache`` asks for. The former one stays if only weights have changed since."""
     if not config.compile:
         return model.step
-    if isinstance(former, CompiledStep):
-        former.renew(model)
+    if isinstance(former, CompiledStep) and former.renew(model):
         return former
     return CompiledStep(model, compares_always=config.mode == 'validate')
 
@@ -45,30 +44,27 @@ class CompiledStep:
 
     def __init__(self, model: CachedModel, compares_always: bool) -> None:
         self._compares_always = compares_always
-        self._start(model, ModelParts(model))
-
-    def _start(self, model: CachedModel, parts: ModelParts) -> None:
         self._model = model
-        self._parts = parts
+        self._parts = ModelParts(model)
         # By rows and threads.
         self._sizes: dict[tuple[int, int], _CompiledSize] = {}
         # Mask and places where all rows are full, by rows and width.
         self._full: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = {}
         self._runs_eager = False
-        reason = _why_not(model, parts)
+        reason = _why_not(model, self._parts)
         if reason is not None:
             self._run_eager(f'it cannot be compiled, for {reason}')
 
-    def renew(self, model: CachedModel) -> None:
-        """Go on with a model made anew after a change of weights or structure."""
+    def renew(self, model: CachedModel) -> bool:
+        """Go on with a model made anew; False if more than its weights has changed."""
         parts = ModelParts(model)
         if parts.structure != self._parts.structure:
-            self._start(model, parts)
-            return
+            return False
         self._model, self._parts = model, parts
         for size in self._sizes.values():
             size.is_written = False
             size.is_compared = size.is_compared and not self._compares_always
+        return True
 
     def __call__(
             self, slab: torch.Tensor, index: torch.Tensor, actions: torch.Tensor, mask: Optional[torch.Tensor],

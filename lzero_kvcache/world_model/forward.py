@@ -75,10 +75,8 @@ class SearchTensors:
 
 class Forward:
     """Runs a world model's weights on contexts. Each method appends tokens to a batch, or takes a whole step.
-
-    Args:
-        lossless: Whether an episode's context is computed from all its observations, or from the last alone.
-        num_observations: How many observations may take part in a context.
+    ``lossless``: an episode's context comes from all its observations, as far as they take part, not from the last
+    alone.
     """
 
     def __init__(

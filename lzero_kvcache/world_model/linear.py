@@ -19,13 +19,10 @@ CALLS_BEFORE_PACKING = 4
 def linear(
         weight: torch.Tensor, bias: Optional[torch.Tensor], gelu: Optional[str] = None
 ) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A linear layer, [N, in] to [N, out], with a weight that does not change, in the dtype that ``torch.autocast``
-    asks for now. With few rows the product waits for the weight: so a CPU keeps a large float32 weight in the order in
-    which its library reads it.
-
-    Args:
-        weight: [out, in].
-        gelu: The approximation of the GELU that follows, 'none' or 'tanh'; None: none follows.
+    """A linear layer, [N, in] to [N, out], with a weight, [out, in], that does not change, in the dtype that
+    ``torch.autocast`` asks for now. With few rows the product waits for the weight: so a CPU keeps a large float32
+    weight in the order in which its library reads it. ``gelu`` is the approximation of the GELU that follows, 'none' or
+    'tanh'; None: none follows.
     """
     packed = packed_linear() if is_packed(weight) else PlainLinear
     return packed(

@@ -25,7 +25,8 @@ class ManagedInference(NumberedInference):
             self, world_model: Any, state_action_history: list[tuple], simulation_index: int,
             search_depth: Sequence[int], start_pos: Any
     ) -> Outputs:
-        """As ``expand``, with LightZero's arguments, for nodes known by their latent states.
+        """As ``expand``, with LightZero's arguments, for nodes known by their latent states. A ValueError if the rows
+        do not match; nothing has changed then.
 
         Args:
             state_action_history: Its last item counts: latent states as an earlier inference of the search returned
@@ -34,9 +35,6 @@ class ManagedInference(NumberedInference):
 
         Returns:
             Hidden state, next latent states, reward, policy and value logits, [B, 1, size].
-
-        Raises:
-            ValueError: If the rows do not match; nothing has changed then.
         """
         latents, actions = state_action_history[-1]
         check_expansion(world_model, latents, actions, search_depth, start_pos)

@@ -83,7 +83,8 @@ class NumberedInference:
 
     def initial(self, world_model: Any, obs_act_dict: dict, start_pos: Any, roots: RootEnvironments) -> Outputs:
         """Predict at the roots of a new search. With current observations every environment's episode goes on by one
-        step; without, the observations are whole sequences of the replay buffer and need no cache.
+        step; without, the observations are whole sequences of the replay buffer and need no cache. A ValueError if an
+        environment does not exist or the rows do not match; nothing has changed then.
 
         Args:
             obs_act_dict: 'obs', the last observations, [B, ...]; 'action', the actions since (-1 at an episode's first
@@ -94,9 +95,6 @@ class NumberedInference:
         Returns:
             Hidden states, latent states, [B, num_observations_tokens, E], reward logits (empty: a root has none),
             policy and value logits, [B, 1, size].
-
-        Raises:
-            ValueError: If an environment does not exist or the rows do not match; nothing has changed then.
         """
         if self.observer is None:
             self.observer = observer_of(self, world_model)

@@ -13,11 +13,8 @@ PHASES = ('collect', 'eval')
 
 @dataclass(frozen=True)
 class RootEnvironments:
-    """Whose observations a root inference gets.
-
-    Attributes:
-        phase: 'collect' or 'eval', whose episodes are kept apart; a ValueError on another.
-        env_ids: The environment of each row; None: row i is environment i.
+    """Whose observations a root inference gets: by row its environment (None: row i is environment i), and the phase,
+    'collect' or 'eval', whose episodes are kept apart. A ValueError on another phase.
     """
     phase: str = 'collect'
     env_ids: Optional[tuple[int, ...]] = None

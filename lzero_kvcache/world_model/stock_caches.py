@@ -36,7 +36,6 @@ class StockCaches:
         self._of_roots = {place: each._replace(flaw=OLD_WEIGHTS) for place, each in self._of_roots.items()}
 
     def begin_search(self) -> None:
-        """Forget the nodes of the former search."""
         self._of_nodes.clear()
 
     def add_root(self, world_model: Any, row: int, latent: np.ndarray, owner: int, flaw: Optional[str]) -> None:
