@@ -22,7 +22,7 @@ Beginning = Union[Context, int, None]
 
 @dataclass
 class Route:
-    """The way to a node's context: where it begins, held by the route, and the nodes from there on, itself last."""
+    """The way to a node's context: where it begins, held by the route, and the nodes from there on, the node last."""
     number: int
     context: Context
     steps: list[int]

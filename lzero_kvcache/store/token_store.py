@@ -93,8 +93,8 @@ class TokenStore:
         return batch
 
     def index_of(self, contexts: Sequence[Context], new: np.ndarray) -> tuple[np.ndarray, list[int]]:
-        """The tables of contexts, left-aligned and padded by ``PADDING``, with the reserved places of new tokens, [B,
-        T], on their right: [B, W + T]; and the contexts' lengths.
+        """Index of a step, [B, W + T]: on the left the tables of contexts, padded by ``PADDING``, on the right the
+        reserved places of ``new`` tokens, [B, T]. Also returns the contexts' lengths.
         """
         tables = [context.table for context in contexts]
         lengths = [len(table) for table in tables]

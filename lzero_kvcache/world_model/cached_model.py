@@ -158,7 +158,7 @@ class CachedModel:
         return mask
 
     def embed_observations(self, observations: torch.Tensor) -> torch.Tensor:
-        """Turn observations, [B, ...], into latent states. A ValueError if the encoder makes other tokens."""
+        """Turn observations, [B, ...], into latents. A ValueError if the encoder makes another number of tokens."""
         if observations.is_floating_point():
             observations = observations.to(self._observation_dtype)
         latents = self.world_model.tokenizer.encode_to_obs_embeddings(observations).to(self.like.dtype)

@@ -17,14 +17,13 @@ ACTION_CHOICES = ('greedy', 'sample')
 
 
 class Imagination(NamedTuple):
-    """A rollout in latent space. Step h takes ``actions[:, h]``, earns ``rewards[:, h]`` and leads to ``latents[:,
-    h]``. There the model predicts ``policy_logits[:, h]`` and ``values[:, h]``.
+    """A rollout in latent space. Step h takes ``actions[:, h]``, earns ``rewards[:, h]`` and leads to latents h, where
+    the model predicts policy logits h and values h.
 
     Attributes:
         latents: [B, H, num_observations_tokens, E].
         rewards, values: [B, H], in the environment's units.
-        policy_logits: [B, H, action_space_size]; of a continuous policy mean and deviation before tanh, [B, H, 2 *
-            action_space_size].
+        policy_logits: [B, H, action_space_size]; of a continuous policy, mean and deviation before tanh, twice as many.
         actions: [B, H], or [B, H, action_space_size] for continuous ones.
     """
     latents: torch.Tensor

@@ -126,8 +126,8 @@ class KVCacheWorldModelMixin:
             forward without a cache, as far as ``kv_cache.window`` does. The pools and the running search stay as they
             are.
         Arguments:
-            - obs_or_latent (:obj:`torch.Tensor`): Observations :math:`(B, ...)` or latent states :math:`(B,
-                num_observations_tokens, E)`.
+            - obs_or_latent (:obj:`torch.Tensor`): Observations :math:`(B, ...)` or latent states
+                :math:`(B, num_observations_tokens, E)`.
             - actions (:obj:`Optional[torch.Tensor]`): :math:`(B, H)`, or :math:`(B, H, action_space_size)` for
                 continuous ones; None: the policy head chooses them.
             - horizon (:obj:`Optional[int]`): Steps H; None: as many as there are actions.
