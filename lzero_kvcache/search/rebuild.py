@@ -115,8 +115,8 @@ class ContextRebuilder:
     def gather(
             self, forward: Any, search: Search, found: Sequence[Optional[Context]], routes: Mapping[int, Route]
     ) -> tuple[ContextBatch, Optional[Preceding]]:
-        """Bring contexts together, with room for one step. Those that are missing or raw, None in ``found``, have
-        ``routes`` by row: the tokens of these precede the step in the same batch, one row per token.
+        """Bring contexts together, with room for one step. Missing and raw ones have ``routes`` by row: the tokens of
+        these precede the step in the same batch, one row per token.
         """
         if sum(map(self._tokens_of, routes.values())) > MOST_TOKENS:
             self.finish(forward, search, list(routes.values()))
