@@ -128,7 +128,7 @@ def test_a_compiled_step_is_one_graph_that_predicts_what_the_eager_one_does(opti
         for output, eager in zip(outputs, expected.outputs):
             for name in PREDICTIONS:
                 assert (output[name] - eager[name]).abs().max() < TOLERANCE
-        step = models[1].world_model.kv_cache_inference._step
+        step = models[1].world_model.kv_cache_inference._model._step
         assert isinstance(step, CompiledStep) and not step._runs_eager
         (size, ) = step._sizes.values()
         assert isinstance(size.run._graph, torch.cuda.CUDAGraph) and size.is_compared
