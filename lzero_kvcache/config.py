@@ -1,4 +1,4 @@
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from math import isfinite
 from numbers import Real
@@ -117,20 +117,24 @@ class KVCacheConfig:
         return cls(**_check_keys(cls, kv_cache, KEY_PATH))
 
     @classmethod
-    def from_world_model_config(cls, world_model_cfg: Any) -> Optional['KVCacheConfig']:
+    def from_world_model_config(
+            cls, world_model_cfg: Any, older_spellings: Sequence[str] = OLDER_SPELLINGS
+    ) -> Optional['KVCacheConfig']:
         """
         Overview:
             Find the cache's config in ``world_model_cfg``, in the present or the older spelling of the mode
             (``use_new_cache_manager``, ``cache_validation_mode``).
         Arguments:
             - world_model_cfg (:obj:`Any`): An EasyDict, a dict or any object with the same attributes.
+            - older_spellings (:obj:`Sequence[str]`): Those that mean the mode: a LightZero may have keys of these names
+                itself.
         Returns:
             - config (:obj:`Optional[KVCacheConfig]`): The checked config, or None where the user asks for no cache.
         Raises:
             - ValueError: As ``from_dict``, and if the two spellings of the mode disagree.
         """
         kv_cache = entry_of(world_model_cfg, 'kv_cache')
-        older_mode = _older_mode(world_model_cfg)
+        older_mode = _older_mode(world_model_cfg, older_spellings)
         if kv_cache is None:
             return None if older_mode is None else cls(mode=older_mode)
         config = cls.from_dict(kv_cache)
@@ -246,9 +250,9 @@ def _parse_pool(name: str, given: Any) -> PoolConfig:
     return pool
 
 
-def _older_mode(world_model_cfg: Any) -> Optional[str]:
-    switches = {}
-    for key in OLDER_SPELLINGS:
+def _older_mode(world_model_cfg: Any, older_spellings: Sequence[str]) -> Optional[str]:
+    switches = dict.fromkeys(OLDER_SPELLINGS)
+    for key in older_spellings:
         switches[key] = entry_of(world_model_cfg, key)
         if switches[key] is not None and not isinstance(switches[key], bool):
             raise ValueError(f'policy.model.world_model_cfg.{key} is {switches[key]!r}: allowed are True and False')

@@ -4,6 +4,8 @@ from typing import Optional
 import numpy as np
 import torch
 
+from lzero_kvcache.lightzero import installed
+
 
 class Oracle:
     """
@@ -102,10 +104,10 @@ class Oracle:
             attended = self._attend(block.attn, block.ln1(hidden))
             if block.gru_gating:
                 hidden = block.gate1(hidden[None], attended[None])[0]
-                hidden = block.gate2(hidden[None], block.mlp(block.ln2(hidden))[None])[0]
+                hidden = block.gate2(hidden[None], installed().feed_forward(block)(block.ln2(hidden)[None]))[0]
             else:
                 hidden = hidden + attended
-                hidden = hidden + block.mlp(block.ln2(hidden))
+                hidden = hidden + installed().feed_forward(block)(block.ln2(hidden)[None])[0]
         return transformer.ln_f(hidden)[None, -1:]
 
     def _attend(self, attention, x: torch.Tensor) -> torch.Tensor:
@@ -119,8 +121,9 @@ class Oracle:
             last_place = self.world_model.pos_emb.num_embeddings - 1
             seen_at = (index - first_seen[:, None]).clamp(0, last_place)
             moved = self.world_model.pos_emb(seen_at) - self.world_model.pos_emb(index - first_seen)
-            keys = keys + moved @ attention.key.weight.T
-            values = values + moved @ attention.value.weight.T
+            still = torch.zeros_like(moved)
+            keys = keys + (attention.key(moved) - attention.key(still))
+            values = values + (attention.value(moved) - attention.value(still))
         else:
             queries, keys = (
                 torch.view_as_real(
@@ -158,7 +161,8 @@ class Oracle:
     @torch.no_grad()
     def policy_and_value(self) -> dict[str, torch.Tensor]:
         """What the model predicts at the last token of an observation."""
-        return {'policy': self._predict('head_policy'), 'value': self._predict('head_value')}
+        policy, control = self._predict('head_policy'), installed().policy_control(self.world_model)
+        return {'policy': policy if control is None else control(policy), 'value': self._predict('head_value')}
 
     def _predict(self, name: str) -> torch.Tensor:
         head = getattr(self.world_model, name)

@@ -12,6 +12,7 @@ from lzero.mcts import SampledUniZeroMCTSCtree, UniZeroMCTSCtree
 from lzero.model.common import MZNetworkOutput
 from lzero.policy.unizero import UniZeroPolicy
 
+from lzero_kvcache.lightzero import installed
 from lzero_kvcache.search.search import Search
 from lzero_kvcache.world_model.search_model import NumberedModel
 
@@ -145,7 +146,9 @@ def search(
     roots.prepare_no_noise([0.] * batch_size, root.policy_logits.tolist(), to_play)
     handed = latents
     if begun is not None:
-        handed, tree.inverse_scalar_transform_handle = np.arange(batch_size), lambda scalars: scalars
+        handed = np.arange(batch_size)
+        for name in installed().scalar_transforms:
+            setattr(tree, name, lambda scalars: scalars)
     tree.search(roots, watched, handed, to_play, list(timesteps))
     return watched
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lightzeros import MLP, stock_transform
 from lzero.model.unizero_world_models.slicer import Head
 from lzero.model.unizero_world_models.transformer import Block
-from lzero.policy.scaling_transform import InverseScalarTransform
 from models import build_model, kv_cache, random_action
 from test_world_model import TINY_POOLS, play_irregularly
 from torch import nn
@@ -95,7 +95,8 @@ class Doubled(nn.Linear):
 def test_layers_of_unknown_structure_run_their_own_forward():
     model = build_model(kv_cache=kv_cache(), context_length=20)
     block = model.world_model.transformer.blocks[0]
-    for layer in (block.attn.key, block.attn.proj, block.mlp[0], model.world_model.head_policy.head_module[0]):
+    mlp, head = block.get_submodule(MLP), model.world_model.head_policy.head_module
+    for layer in (block.attn.key, block.attn.proj, mlp[0], next(layer for layer in head if type(layer) is nn.Linear)):
         layer.__class__ = Doubled
     block.ln2.register_forward_hook(lambda module, arguments, output: output + 0.1)
     assert play_irregularly(model).compared > 200
@@ -109,7 +110,7 @@ def without_bias(world_model, name):
 
 
 @pytest.mark.parametrize('name', [
-    'transformer.blocks.0.attn.query', 'transformer.blocks.0.attn.key', 'transformer.blocks.1.mlp.0',
+    'transformer.blocks.0.attn.query', 'transformer.blocks.0.attn.key', f'transformer.blocks.1.{MLP}.0',
     'head_rewards.head_module.0', 'head_observations.head_module.0', 'head_policy.head_module.0',
 ])
 def test_layers_without_a_bias(name):
@@ -225,7 +226,7 @@ def test_a_step_predicts_what_tokens_appended_one_by_one_do(no_gradients, config
     assert not slab[0].any()
     bins = [expected.reward[:, 0], expected.value[:, 0]]
     if model.world_model.support_size > 1:
-        support = InverseScalarTransform(50).value_support
+        support = stock_transform(50).value_support
         bins = [torch.softmax(logits, 1).mul(support).sum(1, keepdim=True) for logits in bins]
     torch.testing.assert_close(outputs.host, torch.cat([*bins, expected.policy.flatten(1)], 1), atol=1e-4, rtol=1e-5)
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from episodes import Episodes
-from lzero.policy.scaling_transform import inverse_scalar_transform
+from lightzeros import stock_scalars
 from models import build_model, kv_cache, observations, random_action, two_tokens_per_observation
 from oracle import Oracle
 from test_world_model import MODELS
@@ -19,7 +19,7 @@ def model_options(request):
 
 
 def scalar(logits):
-    return inverse_scalar_transform(logits.reshape(1, -1), 50).item()
+    return stock_scalars(logits.reshape(1, -1), 50).item()
 
 
 def check_rollout(imagination, contexts, timesteps, depth=0, reported=0, window='shift'):

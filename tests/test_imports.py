@@ -13,8 +13,8 @@ ROOT = Path(lzero_kvcache.__file__).parent
 # From the ground up. Whatever has no place here is what a person runs, and may import everything.
 FLOORS = [
     {'checks', 'files', 'lock', 'untrusted'}, {'envs', 'eviction', 'stats', 'store'},
-    {'config', 'pool'}, {'broken_settings', 'budget', 'placement'}, {'manager'}, {'search'}, {'ddp', 'world_model'},
-    {'plugin'},
+    {'config', 'pool'}, {'broken_settings', 'budget', 'placement'}, {'manager'}, {'lightzero', 'search'},
+    {'ddp', 'world_model'}, {'plugin'},
 ]
 MODULES = sorted(path for path in ROOT.rglob('*.py') if path != ROOT / '__init__.py')
 ROOMS = {path.relative_to(ROOT).parts[0].replace('.py', '') for path in MODULES}

@@ -1,365 +1,341 @@
-"""A LightZero that has a cache manager of its own, as its main branch has: the plugin's manager takes its place."""
+"""What LightZero's main branch has and the release has not, with the managed cache."""
 import copy
-import inspect
-from dataclasses import dataclass
+import logging
 
 import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
+from lightzeros import IS_MAIN
 from lzero.model.unizero_model import UniZeroModel
-from lzero.model.unizero_world_models.world_model import WorldModel
-from lzero.policy.unizero import UniZeroPolicy
-from models import kv_cache, model_config, observations
-from searches import replay, search
-from test_policies import build_policy
-from torch.utils.tensorboard import SummaryWriter
-from training import NUM_SIMULATIONS, call_entry, read_scalars, small_configs
+from models import build_model, kv_cache, model_config, observations, random_action
+from oracle import Oracle
+from searches import PREDICTIONS, replay, search
+from test_policies import Environments, build_policy
+from test_world_model import play_irregularly
 
 from lzero_kvcache import KVCacheConfig
-from lzero_kvcache.eviction import EVICTION_REGISTRY
-from lzero_kvcache.plugin import UniZeroKVCacheModel, manager_hook
-from lzero_kvcache.plugin.hooked_manager import HookedKVCacheManager
-from lzero_kvcache.plugin.hooks import has_inference_hook, has_manager_hook, name_hook
-from lzero_kvcache.plugin.pools_config import pools_config
+from lzero_kvcache.lightzero.main_config import cache_config
 
-needs_manager_hook = pytest.mark.skipif(
-    not has_manager_hook(WorldModel), reason='the installed LightZero has no cache manager of its own'
+needs_main = pytest.mark.skipif(not IS_MAIN, reason="the installed LightZero is not the main branch's")
+MOE = dict(moe_in_transformer=True, num_experts_of_moe_in_transformer=4, num_experts_per_tok=2)
+LORA = dict(
+    lora_r=4, lora_alpha=2, lora_dropout=0.1, lora_target_modules=['attn', 'feed_forward'], curriculum_stage_num=3,
+    lora_scale_init=1.
 )
 
 
-class HookedWorldModel:
-    """Calls its manager as LightZero's main branch does."""
-    num_observations_tokens = 1
-    env_num = 2
+class TestConfig:
+    """Keys of the cache that main has itself."""
 
-    def __init__(self, **config):
-        self.config = EasyDict(dict(
-            use_new_cache_manager=False, env_num=self.env_num, num_layers=2, embed_dim=8, context_length=4
-        ), **config)
-        self._initialize_cache_structures()
+    @pytest.mark.parametrize('switch', [True, False])
+    def test_its_switch_between_two_caches_says_nothing_of_the_mode(self, switch):
+        config = cache_config(EasyDict(use_new_cache_manager=switch, kv_cache=dict(strategy='lru')))
+        assert (config.mode, config.strategy) == ('managed', 'lru')
+        assert cache_config(EasyDict(use_new_cache_manager=switch)) is None
 
-    def _initialize_cache_structures(self):
-        self.use_new_cache_manager = self.config.use_new_cache_manager
-        self.kv_cache_manager = None
-        self.past_kv_cache_recurrent_infer = {}
+    def test_the_older_spelling_of_validate_stays(self):
+        assert cache_config(EasyDict(cache_validation_mode=True)).mode == 'validate'
 
-    def retrieve_or_generate_kvcache(self, env_id, key):
-        return self.kv_cache_manager.hierarchical_get(env_id=env_id, cache_key=key)
+    @pytest.mark.parametrize('given', [dict(), dict(window='rebuild'), KVCacheConfig()])
+    def test_its_exact_window_means_rebuild(self, given):
+        config = cache_config(EasyDict(dict(), kv_cache=given, rebuild_kv_window_from_tokens=True))
+        assert config.window == 'rebuild'
 
-    def update_cache_context(self, env_id, key, entry):
-        if env_id is None:
-            return self.kv_cache_manager.set_recur_cache(cache_key=key, kv_cache=entry)
-        return self.kv_cache_manager.set_init_cache(env_id=env_id, cache_key=key, kv_cache=entry)
+    def test_two_windows_contradict_each_other(self):
+        with pytest.raises(ValueError, match=(
+                r"kv_cache\.window is 'shift', but policy\.model\.world_model_cfg\.rebuild_kv_window_from_tokens is "
+                r"True, .*allowed is policy\.model\.world_model_cfg\.kv_cache\.window='rebuild'"
+        )):
+            cache_config(EasyDict(kv_cache=dict(window='shift'), rebuild_kv_window_from_tokens=True))
 
-    @torch.no_grad()
-    def clear_caches(self):
-        self.kv_cache_manager.clear_all()
+    def test_a_window_that_forgets_all_but_the_latest_is_refused(self):
+        with pytest.raises(ValueError, match=r'world_model_cfg\.exact_kv_window_reset is True, .*allowed is False'):
+            cache_config(EasyDict(kv_cache=dict(), exact_kv_window_reset=True))
 
-
-@dataclass
-class Entry:
-    """What a ``KeysValues`` is to a manager."""
-    number: int
-    size: int = 3
-
-    def clone(self):
-        return copy.copy(self)
+    @pytest.mark.parametrize('given', [None, dict(mode='legacy')])
+    @pytest.mark.parametrize('key', ['rebuild_kv_window_from_tokens', 'exact_kv_window_reset'])
+    def test_without_a_managed_cache_they_are_mains_business(self, given, key):
+        config = cache_config(EasyDict(dict(), kv_cache=given, **{key: True}))
+        assert config is None or config == KVCacheConfig(mode='legacy')
 
 
-class TestDetection:
+@needs_main
+class TestModels:
 
-    def test_the_installed_lightzero_has_one_hook(self):
-        assert has_manager_hook(WorldModel) != has_inference_hook(WorldModel)
+    def test_what_main_cannot_build_is_mended_and_said_once(self):
+        from lzero_kvcache.lightzero import main_models
 
-    def test_a_manager_hook(self):
-        assert has_manager_hook(HookedWorldModel) and not has_inference_hook(HookedWorldModel)
-        assert name_hook(HookedWorldModel, '0.2.0') == name_hook(HookedWorldModel, '0.3.0') == 'manager_hook'
-
-    def test_a_subclass_may_leave_the_rest_to_its_base(self):
-
-        class CustomWorldModel(HookedWorldModel):
-
-            def clear_caches(self):
-                super().clear_caches()
-
-        assert has_manager_hook(CustomWorldModel)
+        main_models._say_that_models_are_mended.cache_clear()
+        messages = []
+        handler = logging.Handler()
+        handler.emit = lambda record: messages.append(record.getMessage())
+        logging.getLogger('lzero_kvcache').addHandler(handler)
+        try:
+            UniZeroModel(**model_config('vector', gru_gating=True))
+            UniZeroModel(**model_config('vector'))
+        finally:
+            logging.getLogger('lzero_kvcache').removeHandler(handler)
+        assert [message for message in messages if 'is mended' in message] == [
+            "LightZero's main branch is mended: models of vector observations and gated transformers can be built. "
+            'Said once.'
+        ]
 
     @pytest.mark.parametrize('method', [
-        '_initialize_cache_structures', 'retrieve_or_generate_kvcache', 'update_cache_context', 'clear_caches'
+        'hard', 'soft_tanh', 'soft_sigmoid', 'normalize_max', 'normalize_mean', 'adaptive', 'none'
     ])
-    def test_half_a_hook_is_none(self, method):
-        without = {name: value for name, value in vars(HookedWorldModel).items() if name != method}
-        half = type('HalfHooked', (), dict(without, **{method: lambda self: None}))
-        with pytest.raises(ImportError, match='lightzero 0.2.0 has neither hook'):
-            name_hook(half, '0.2.0')
-
-    @pytest.mark.parametrize('version', ['0.1.0', '0.2.0', '0.3.0', None])
-    @pytest.mark.parametrize('world_model_class', [None, object])
-    def test_neither_hook_names_the_versions_that_work(self, world_model_class, version):
-        with pytest.raises(ImportError, match=(
-                r"needs lightzero>=0\.2\.0,<0\.3, or one whose WorldModel takes a KVCacheManager .*main branch.*, but "
-                r"lightzero .* has neither hook: pip install 'lightzero>=0\.2\.0,<0\.3'"
-        )):
-            name_hook(world_model_class, version)
-
-
-class TestConfig:
-    """What LightZero's code does by itself is refused, not ignored."""
-
-    @pytest.mark.parametrize('asked, message', [
-        (dict(mode='validate'), r"kv_cache\.mode is 'validate', but this LightZero has a cache manager of its own"),
-        (dict(on_miss='rebuild'), r"kv_cache\.on_miss is 'rebuild', .* begins anew from its latent state"),
-        (dict(window='rebuild'), r"kv_cache\.window is 'rebuild', .*rebuild_kv_window_from_tokens=True"),
-        (dict(rope_positions='aligned'), r"kv_cache\.rope_positions is 'aligned', "),
-        (dict(wm_pool=dict(size=3)), r'kv_cache\.wm_pool is .* never asks the wm pool'),
-        (dict(strategy='tree'), r"kv_cache\.strategy is 'tree', .* that need nothing are fifo, lfu, lru, "),
-        (dict(strategy=dict(type='priority')), r"kv_cache\.strategy is 'priority', "),
-        (dict(recur_pool=dict(strategy='priority')), r"kv_cache\.recur_pool\.strategy is 'priority', "),
-        (dict(strategy='lruu'), r"kv_cache\.strategy is 'lruu', .* did you mean 'lru'\?"),
-        (dict(stratgy='lru'), r"kv_cache\.stratgy is 'lru', .* did you mean 'strategy'\?"),
-    ])
-    def test_refused(self, asked, message):
-        with pytest.raises(ValueError, match=message):
-            pools_config(EasyDict(kv_cache=asked))
-
-    def test_refused_in_a_config_object_and_in_the_older_spelling(self):
-        with pytest.raises(ValueError, match="window is 'rebuild'"):
-            pools_config(EasyDict(dict(), kv_cache=KVCacheConfig(window='rebuild')))
-        with pytest.raises(ValueError, match='cache_validation_mode is True'):
-            pools_config(EasyDict(cache_validation_mode=True))
-
-    @pytest.mark.parametrize('option', ['rebuild_kv_window_from_tokens', 'exact_kv_window_reset'])
-    def test_two_ways_of_moving_the_window_are_refused(self, option):
-        with pytest.raises(ValueError, match=rf"kv_cache\.window is 'shift', .* world_model_cfg\.{option}=True"):
-            pools_config(EasyDict({'kv_cache': dict(window='shift'), option: True}))
-        assert pools_config(EasyDict({'kv_cache': dict(), option: True})) == KVCacheConfig()
-
-    def test_what_lightzero_does_anyhow_may_be_written(self):
-        written = dict(mode='managed', on_miss='reset', window='shift', rope_positions='release', wm_pool=dict())
-        config = pools_config(EasyDict(kv_cache=dict(written, strategy='s3fifo')))
-        assert config.strategy == 's3fifo' and config.on_miss == 'reset'
-
-    def test_lightzeros_own_switch_says_nothing_of_the_mode(self):
-        assert pools_config(EasyDict(use_new_cache_manager=False, kv_cache=dict(strategy='lru'))).mode == 'managed'
-        assert pools_config(EasyDict(use_new_cache_manager=True)) is None
-
-
-class TestManager:
-    """The protocol, with a stand-in for LightZero's model."""
-
-    def test_it_takes_the_place(self):
-        world_model = HookedWorldModel(kv_cache=dict(strategy='lru', recur_pool=dict(size=2)))
-        manager = manager_hook.adopt(world_model, num_simulations=7, env_num=3, game_segment_length=20)
-        assert world_model.kv_cache_manager is manager and world_model.use_new_cache_manager is True
-        assert not hasattr(world_model, 'past_kv_cache_recurrent_infer')
-        assert (manager.env_num, manager.init_pools[0].pool_size, manager.recur_pool.pool_size) == (3, 20, 2)
-        for key in (1, 2):
-            world_model.update_cache_context(None, key, Entry(key))
-        assert world_model.retrieve_or_generate_kvcache(0, 1).number == 1
-        world_model.update_cache_context(None, 3, Entry(3))
-        assert set(manager.recur_pool.keys()) == {1, 3}
-        world_model.update_cache_context(0, 1, Entry(10))
-        assert world_model.retrieve_or_generate_kvcache(0, 1).number == 10
-        assert world_model.retrieve_or_generate_kvcache(1, 1).number == 1
-        world_model.keys_values_wm_list.append(Entry(0))
-        world_model.clear_caches()
-        assert not manager.keys_values_wm_list and not any(map(len, sum(manager.pools().values(), [])))
-
-    def test_what_is_written_later_does_not_reach_an_entry(self):
-        manager = HookedKVCacheManager(EasyDict(num_simulations=3), env_num=1)
-        entry = Entry(1)
-        manager.set_init_cache(0, 5, entry)
-        manager.set_recur_cache(6, entry)
-        manager.set_wm_cache(7, entry)
-        entry.number = 2
-        assert [manager.get_init_cache(0, 5), manager.get_recur_cache(6), manager.get_wm_cache(7)] == [Entry(1)] * 3
-
-    def test_roots_are_counted_apart_from_the_search(self):
-        manager = HookedKVCacheManager(EasyDict(num_simulations=3), env_num=2, tokens_per_observation=2)
-        manager.set_init_cache(0, 5, Entry(1, size=7))
-        manager.get_init_cache(0, 5)
-        manager.get_init_cache(1, 5)
-        manager.hierarchical_get(0, 5)
-        roots = manager.root_stats
-        assert (roots.continuing, roots.cold_starts, roots.context_tokens) == (2, 1, 9)
-        assert manager.total_stats()['init_pools'].total_queries == 3
-
-    def test_the_keys_lightzero_looks_at(self):
-        manager = HookedKVCacheManager(EasyDict(num_simulations=3), env_num=1)
-        manager.set_recur_cache(1, Entry(1))
-        assert manager.recur_pool._key_to_index.keys() == {1}
-        manager.clear_recur_cache()
-        assert manager.recur_pool._key_to_index.keys() == set()
-
-    def test_a_copy_has_its_own(self):
-        manager = HookedKVCacheManager(EasyDict(num_simulations=3), env_num=1)
-        manager.set_recur_cache(1, Entry(1))
-        other = copy.deepcopy(manager)
-        other.clear_all()
-        assert len(manager.recur_pool) == 1
-
-    @pytest.mark.parametrize('config', [dict(), dict(kv_cache=dict(mode='legacy')), dict(kv_cache=None)])
-    def test_without_a_managed_cache_nothing_is_touched(self, config):
-        world_model = HookedWorldModel(**config)
-        before = dict(vars(world_model))
-        assert manager_hook.adopt(world_model) is None
-        assert vars(world_model) == before
-
-    def test_a_world_model_without_the_hook_is_refused(self):
-
-        class Unhooked:
-            config = EasyDict(kv_cache=dict(strategy='lru'))
-
-        with pytest.raises(ValueError, match='the world model is a Unhooked, which takes no KVCacheManager'):
-            manager_hook.adopt(Unhooked())
-
-    def test_a_memory_budget_sizes_the_pools(self):
-        # A whole window of 4 tokens takes 2 * 4 bytes * 2 layers * 8 numbers * 4.
-        budget = 40 * 512 / 2 ** 20
-        manager = manager_hook.adopt(HookedWorldModel(kv_cache=dict(memory_budget_mb=budget)))
-        sizes = manager.sizes
-        assert 2 * sizes.init + sizes.recur + sizes.wm <= 40 < 100 == 50 * manager.env_num
-
-
-def stock_model(**config):
-    """A model with LightZero's own manager."""
-    torch.manual_seed(0)
-    stock = UniZeroModel(**model_config('image', use_new_cache_manager=True, num_simulations=20, **config)).eval()
-    with torch.no_grad():
-        for name, parameter in stock.world_model.named_parameters():
-            if not name.startswith('tokenizer') and (parameter.dim() > 1 or 'bias' in name):
-                parameter.copy_(torch.randn_like(parameter) * 0.1)
-    if not stock.world_model.config.rotary_emb:
-        stock.world_model.precompute_pos_emb_diff_kv()
-    return stock
-
-
-def hooked_copy(stock, **kv_cache_entries):
-    """The same weights with the plugin's manager."""
-    hooked = copy.deepcopy(stock)
-    hooked.world_model.config = EasyDict(dict(hooked.world_model.config, kv_cache=dict(kv_cache_entries)))
-    assert manager_hook.adopt(hooked.world_model) is hooked.world_model.kv_cache_manager
-    return hooked
-
-
-def play(stock, hooked, steps=6, num_simulations=12, seed=0):
-    """Both models through the same episodes and searches: the largest difference of a prediction."""
-    generator = torch.Generator().manual_seed(seed)
-    last, actions, largest = torch.zeros_like(observations(stock, 3, generator)), [-1] * 3, 0.
-    for step in range(steps):
-        current = observations(stock, 3, generator)
-        timesteps = [np.array(step)] * 3
-        arguments = (last, actions, current, timesteps)
-        root, other = (model.initial_inference(*arguments) for model in (stock, hooked))
-        largest = max(largest, float((root.policy_logits - other.policy_logits).abs().max()))
-        watched = search(stock, root, timesteps, num_simulations)
-        outputs = replay(hooked, other, timesteps, watched.expansions, range(3))
-        for mine, theirs in zip(outputs, watched.outputs):
-            largest = max([largest, *(float((mine[name] - theirs[name]).abs().max()) for name in mine)])
-        last, actions = current, [step % 3, 0, 1]
-    return largest
-
-
-@needs_manager_hook
-class TestOnMain:
-
-    def test_it_has_the_methods_of_lightzeros_own(self):
-        from lzero.model.unizero_world_models.kv_cache_manager import KVCacheManager
-
-        for name, function in inspect.getmembers(KVCacheManager, inspect.isfunction):
-            if not name.startswith('_'):
-                ours = inspect.signature(getattr(HookedKVCacheManager, name)).parameters
-                assert list(ours) == list(inspect.signature(function).parameters), name
-
-    @pytest.mark.parametrize('rotary', [False, True])
-    def test_predictions_are_those_with_lightzeros_own_manager(self, rotary):
-        stock = stock_model(rotary=rotary)
-        hooked = hooked_copy(stock)
-        assert play(stock, hooked) == 0
-        totals = hooked.world_model.kv_cache_manager.total_stats()
-        assert totals['recur_pool'].hits > 0 and totals['recur_pool'].misses == 0
-        assert hooked.world_model.kv_cache_manager.root_stats.cold_starts == 0
-        assert hooked.world_model.kv_cache_manager.root_stats.mean_context_length > 1
-
-    @pytest.mark.parametrize('strategy', sorted(name for name in EVICTION_REGISTRY if name not in ('priority', 'tree')))
-    def test_pools_too_small_miss_and_go_on(self, strategy):
-        stock = stock_model()
-        hooked = hooked_copy(stock, strategy=strategy, recur_pool=dict(size=5))
-        play(stock, hooked)
-        manager = hooked.world_model.kv_cache_manager
-        totals = manager.total_stats()['recur_pool']
-        assert totals.hits + totals.misses == totals.total_queries
-        assert totals.misses > 0 and totals.evictions > 0 and manager.recur_pool.peak_entries == 5
-
-    def test_lightzeros_exact_window(self):
-        """Beside each entry LightZero keeps its tokens, which go with it."""
-        stock = stock_model(rebuild_kv_window_from_tokens=True)
-        assert play(stock, hooked_copy(stock), steps=8) == 0
-        hooked = hooked_copy(stock, strategy='lru', recur_pool=dict(size=5), init_pool=dict(size=1))
-        play(stock, hooked, steps=8)
-        world_model = hooked.world_model
-        entries = set(world_model.kv_cache_manager.recur_pool.keys())
-        assert len(entries) == 5 and world_model.past_token_context_recurrent_infer.keys() == entries
-
-    @pytest.mark.parametrize('name, observation', [('unizero', 'image'), ('sampled_unizero', 'vector')])
-    def test_two_lines_of_config(self, name, observation):
-        pools = dict(strategy='lru', recur_pool=dict(size=9))
-        policy = build_policy(name, observation=observation, kv_cache=kv_cache(**pools), collector_env_num=5)
-        managers = [model.world_model.kv_cache_manager for model in (policy._model, policy._target_model)]
-        assert managers[0] is not managers[1]
-        for manager in managers:
-            assert type(manager) is HookedKVCacheManager
-            assert type(manager.recur_pool.eviction_policy) is EVICTION_REGISTRY.get('lru')
-            assert (manager.env_num, manager.recur_pool.pool_size) == (5, 9)
-            assert manager.init_pools[0].pool_size == 50
-
-    def test_sizes_hold_the_longest_search(self):
-        policy = build_policy(observation='image', kv_cache=kv_cache(), num_simulations=6)
-        lengths = [policy._cfg.collect_num_simulations, policy._cfg.eval_num_simulations, 6]
-        assert policy._model.world_model.kv_cache_manager.recur_pool.pool_size == 4 * max(lengths)
-
-    @pytest.mark.parametrize('config', [dict(), dict(kv_cache=dict(mode='legacy'))])
-    def test_without_a_managed_cache_lightzeros_own_runs(self, config):
-        world_model = UniZeroKVCacheModel(**model_config('image', **config)).world_model
-        assert not world_model.use_new_cache_manager and not hasattr(world_model, 'kv_cache_manager')
-        world_model = UniZeroKVCacheModel(**model_config('image', use_new_cache_manager=True, **config)).world_model
-        assert type(world_model.kv_cache_manager).__module__.startswith('lzero.')
-
-    def test_an_evaluation_writes_its_point_when_its_last_episode_ends(self, tmp_path):
-        policy = build_policy(observation='image', kv_cache=kv_cache())
-        policy._kv_cache_statistics.tb_logger = SummaryWriter(str(tmp_path))
-        policy.eval_mode.reset()
-        policy.eval_mode.forward(
-            torch.rand(2, 3, 64, 64), [np.ones(3)] * 2, [-1] * 2, ready_env_id=[0, 1], timestep=[np.array(0)] * 2
+    def test_clipped_policy_logits(self, method):
+        options = dict(
+            use_policy_logits_clip=True, policy_logits_clip_method=method, policy_logits_clip_min=-0.3,
+            policy_logits_clip_max=0.2, policy_logits_soft_beta=0.7
         )
-        policy.eval_mode.reset(env_id=0, current_steps=1, reset_init_data=False)
-        policy.eval_mode.reset([0])
-        assert 'kv_cache/eval_recur_pool/hit_rate' not in read_scalars(tmp_path)
-        policy.eval_mode.reset([1])
-        assert len(read_scalars(tmp_path)['kv_cache/eval_recur_pool/hit_rate']) == 1
-        policy.eval_mode.reset([1])
-        assert len(read_scalars(tmp_path)['kv_cache/eval_recur_pool/hit_rate']) == 1
+        model = build_model(observation='image', kv_cache=kv_cache(), **options)
+        assert play_irregularly(model, num_simulations=4).compared > 100
+
+    @pytest.mark.parametrize('options', [
+        MOE, dict(MOE, n_shared_experts=1), dict(MOE, rotary=True),
+        dict(MOE, moe_in_transformer=False, multiplication_moe_in_transformer=True, moe_use_lora=False),
+    ], ids=['experts', 'and a shared one', 'rotary', 'multiplied'])
+    @pytest.mark.parametrize('window', ['shift', 'rebuild'])
+    def test_mixtures_of_experts(self, window, options):
+        model = build_model(observation='image', kv_cache=kv_cache(window=window), **options)
+        assert play_irregularly(model, num_simulations=4).compared > 100
+
+    @pytest.mark.parametrize('window', ['shift', 'rebuild'])
+    @pytest.mark.parametrize('stage', [0, 1, 2])
+    def test_lora_adapters(self, stage, window):
+        from lzero.model.unizero_world_models.transformer import set_curriculum_stage
+
+        model = build_model(observation='image', kv_cache=kv_cache(window=window), **LORA)
+        set_curriculum_stage(model, stage)
+        assert play_irregularly(model, num_simulations=4).compared > 100
+
+    def test_rotary_positions_beyond_the_table(self):
+        model = build_model(observation='image', rotary=True, kv_cache=kv_cache(), max_seq_len=4)
+        assert len(model.world_model.transformer.freqs_cis) == 8
+        episodes = play_irregularly(model)
+        assert episodes.compared > 200
+
+    def test_root_inferences_are_told_whose_observations_they_are_given(self):
+        """By main's own call, without a policy."""
+        model = build_model(observation='image', kv_cache=kv_cache())
+        generator = torch.Generator().manual_seed(1)
+        frames = observations(model, 4, generator)
+        model.initial_inference(torch.zeros_like(frames[:2]), [-1, -1], frames[:2], [0, 0], ready_env_id=[3, 1])
+        root = model.initial_inference(frames[:2].flip(0), [2, 0], frames[2:], [1, 1], ready_env_id=[1, 3])
+        for row, (last, action) in enumerate([(frames[1], 2), (frames[0], 0)]):
+            context = Oracle(model.world_model)
+            context.add_observation(last, 0)
+            context.add_action(action, 1)
+            context.add_observation(frames[2 + row], 1)
+            expected = context.policy_and_value()['policy'][0]
+            torch.testing.assert_close(root.policy_logits[row], expected, atol=1e-4, rtol=0)
+        assert model.world_model.kv_cache_inference.root_stats.cold_starts == 0
+
+    @pytest.mark.parametrize('manager', [True, False], ids=["main's new cache", "main's old cache"])
+    @pytest.mark.parametrize('given', [dict(), dict(kv_cache=dict(mode='legacy'))], ids=['no key', 'legacy'])
+    def test_without_a_managed_cache_mains_own_runs(self, manager, given):
+        model = build_model(observation='image', use_new_cache_manager=manager, **given)
+        world_model = model.world_model
+        assert (world_model.kv_cache_manager is not None) == manager and world_model.kv_cache_inference.manager is None
+        frame = observations(model, 1, torch.Generator().manual_seed(0))
+        root = model.initial_inference(frame, [-1], frame, [0])
+        search(model, root, [np.array(0)], 3)
+        model.world_model.clear_caches()
+
+    @pytest.mark.parametrize('manager', [True, False])
+    def test_a_managed_cache_takes_the_place_of_either(self, manager):
+        model = build_model(observation='image', use_new_cache_manager=manager, kv_cache=kv_cache())
+        assert type(model.world_model.kv_cache_manager).__module__ == 'lzero_kvcache.manager'
+        assert play_irregularly(model, num_simulations=2).compared > 50
+        model.world_model.clear_caches()
+        assert copy.deepcopy(model).world_model.kv_cache_manager is not model.world_model.kv_cache_manager
 
     def test_nothing_is_added_to_a_checkpoint(self):
         stock = UniZeroModel(**model_config('image'))
-        hooked = UniZeroKVCacheModel(**model_config('image', kv_cache=kv_cache()))
-        assert list(hooked.state_dict()) == list(stock.state_dict())
+        assert list(build_model(observation='image', kv_cache=kv_cache()).state_dict()) == list(stock.state_dict())
 
-    @pytest.mark.slow
-    def test_training(self, tmp_path):
-        configs = small_configs(
-            'atari_unizero_config', dict(strategy='lru', log_interval=1),
-            collect_num_simulations=NUM_SIMULATIONS, eval_num_simulations=NUM_SIMULATIONS, reanalyze_ratio=0.5
+    def test_losses_with_rollouts_of_their_own_are_the_stock_ones(self):
+        options = dict(
+            rebuild_kv_window_from_tokens=True, open_loop_diagnostic_freq=1, open_loop_consistency_loss_weight=0.5,
+            open_loop_consistency_horizon=4,
         )
-        from lzero.entry import train_unizero
+        model = build_model(observation='image', kv_cache=kv_cache(), **options)
+        stock = build_model(observation='image', **options)
+        play_irregularly(model, num_simulations=2)
+        generator = torch.Generator().manual_seed(4)
+        sequences, steps = 2, 10
+        frames = torch.rand(sequences * (steps + 1), 3, 64, 64, generator=generator)
+        actions = torch.randint(3, (sequences, steps), generator=generator)
+        losses = []
+        for world_model in (model.world_model, stock.world_model):
+            latents = world_model.tokenizer.encode_to_obs_embeddings(frames).detach()
+            mask = torch.ones(sequences, steps + 1, dtype=torch.bool)
+            losses.append(world_model.compute_open_loop_latent_diagnostics(latents, latents, actions, mask))
+        assert losses[0] == losses[1] and losses[0]['open_loop_latent_mse_last'] > 0
 
-        policy = call_entry(train_unizero, tmp_path, configs, max_env_step=40)
-        manager = policy._learn_model.world_model.kv_cache_manager
-        assert type(manager.recur_pool.eviction_policy) is EVICTION_REGISTRY.get('lru')
-        totals = manager.total_stats()
-        assert totals['init_pools'].hits > 0 and totals['recur_pool'].hits > 0
-        scalars = read_scalars(tmp_path / 'run/log/serial')
-        assert any(rate > 0 for _, rate in scalars['kv_cache/collect_recur_pool/hit_rate'])
-        assert scalars['kv_cache/roots/mean_context_length'][-1][1] > 1
-        assert isinstance(policy, UniZeroPolicy)
+
+@needs_main
+class TestPolicies:
+
+    def test_sizes_hold_the_longest_search(self):
+        policy = build_policy(observation='image', kv_cache=kv_cache(), num_simulations=6)
+        longer = copy.deepcopy(policy._cfg)
+        longer.eval_num_simulations = 9
+        manager = type(policy)(longer)._model.world_model.kv_cache_manager
+        assert manager.recur_pool.pool_size == 4 * 9
+
+    def test_a_policy_that_does_not_learn_can_be_made(self):
+        policy = build_policy(kv_cache=kv_cache())
+        for fields in (['collect'], ['eval']):
+            assert type(policy)(copy.deepcopy(policy._cfg), enable_field=fields).pad_token_id == 0
+
+    @pytest.mark.parametrize('name', ['unizero', 'sampled_unizero'])
+    def test_last_steps_keep_their_numbers(self, name):
+        """Main keeps vectors as integers."""
+        policy = build_policy(name, kv_cache=kv_cache(), context_length=20)
+        environments = Environments(policy, 'collect')
+        for env_ids in ([0, 1, 2], [2, 0], [1, 3, 0]):
+            environments.step(env_ids)
+        assert policy._model.world_model.kv_cache_inference.root_stats.cold_starts == 0
+
+    def test_a_task_is_passed_on(self):
+        policy = build_policy(observation='image', kv_cache=kv_cache())
+        data = torch.rand(2, 3, 64, 64)
+        output = policy.eval_mode.forward(
+            data, [np.ones(3)] * 2, [-1] * 2, ready_env_id=[0, 1], timestep=[np.array(0)] * 2, task_id=None
+        )
+        assert set(output) == {0, 1}
+        policy.eval_mode.reset(task_id=None)
+        assert policy._model.world_model.kv_cache_inference.histories.running('eval') == 0
+
+    def test_a_search_returns_the_latent_states_that_roots_lead_to(self, monkeypatch):
+        policy = build_policy(observation='image', kv_cache=kv_cache(), num_simulations=2)
+        seen, stock_search = [], policy._mcts_collect.search
+
+        def watched(*args):
+            seen.append(stock_search(*args))
+            return seen[-1]
+
+        monkeypatch.setattr(policy._mcts_collect, 'search', watched)
+        policy.collect_mode.forward(
+            torch.rand(2, 3, 64, 64), [np.ones(3)] * 2, 1., [-1] * 2, 0., ready_env_id=[0, 1],
+            timestep=[np.array(0)] * 2
+        )
+        running = policy._model.world_model.kv_cache_inference.search
+        for row, latents in seen[0].items():
+            untried = set(range(3)) - set(latents)
+            assert untried and all(latents[action] is None for action in untried)
+            for action, latent in latents.items():
+                children = np.flatnonzero(
+                    (running.nodes.parents[:running.nodes.num_nodes] == row)
+                    & (running.nodes.actions[:running.nodes.num_nodes] == action)
+                )
+                assert torch.equal(latent, running.tensors.latents[int(children[0])])
+
+
+@needs_main
+class TestReanalysis:
+    """Roots of the replay buffer whose contexts are given."""
+
+    sequences, steps = 3, 4
+
+    def begin(self, model, seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        world_model = model.world_model
+        world_model.reanalyze_phase = True
+        count = self.sequences * (self.steps + 1)
+        latents = world_model.tokenizer.encode_to_obs_embeddings(observations(model, count, generator))
+        actions = np.array([
+            [random_action(model, generator) for _ in range(self.steps)] for _ in range(self.sequences)
+        ])
+        before = world_model.tokenizer.encode_to_obs_embeddings(observations(model, self.sequences, generator))
+        contexts = world_model.build_reanalysis_root_token_contexts(
+            latents, actions, self.steps + 1, [[latent] for latent in before],
+            [[random_action(model, generator)] for _ in range(self.sequences)]
+        )
+        return latents, contexts
+
+    @torch.no_grad()
+    @pytest.mark.parametrize('pools', [{}, dict(recur_pool=dict(size=3), wm_pool=dict(size=1))], ids=['all', 'tiny'])
+    @pytest.mark.parametrize('window', ['shift', 'rebuild'])
+    @pytest.mark.parametrize('options', [
+        dict(observation='image'), dict(), dict(rotary=True), dict(actions='continuous')
+    ], ids=str)
+    def test_nodes_go_on_from_what_is_given(self, options, window, pools):
+        model = build_model(kv_cache=kv_cache(window=window, **pools), **options)
+        world_model = model.world_model
+        latents, contexts = self.begin(model)
+        policy = world_model.seed_reanalysis_root_caches(latents.numpy(), contexts)
+        assert len(latents) > world_model.env_num
+        roots, nodes = [], []
+        for row, tokens in enumerate(contexts):
+            context = Oracle(world_model)
+            for place, token in enumerate(tokens):
+                context.add_latent(token[None], place)
+            roots.append(context)
+            expected = context.policy_and_value()['policy'][0]
+            torch.testing.assert_close(torch.tensor(policy[row]), expected, atol=1e-4, rtol=0)
+        nodes.append(roots)
+        largest = 0.
+
+        def compare(expansion, output):
+            nonlocal largest
+            children = []
+            for row, parent in enumerate(expansion.parents):
+                context = nodes[parent][row].copy()
+                last = context.positions[-1]
+                context.add_action(expansion.actions[row].numpy(), last + 1)
+                expected = [context.reward_and_next_token()['reward']]
+                context.add_latent(output.latent_state[row], last + 2)
+                expected += context.policy_and_value().values()
+                for mine, name in zip(expected, ('reward', 'policy_logits', 'value')):
+                    largest = max(largest, float((getattr(output, name)[row] - mine.reshape(-1)).abs().max()))
+                if len(context) >= world_model.context_length - 1:
+                    kept = world_model.context_length - 3
+                    context.shift(kept) if window == 'shift' else context.encode_again(kept)
+                children.append(context)
+            nodes.append(children)
+
+        root = EasyDict()
+        root.latent_state, root.policy_logits = latents, torch.tensor(policy)
+        search(model, root, [np.array(step) for step in range(len(latents))], 8, compare)
+        assert largest < 1e-4
+        if pools:
+            assert world_model.kv_cache_inference.rebuild_stats.rebuilds > 0
+        assert world_model.reanalysis_root_seed_count == world_model.reanalysis_root_seed_hit_count == len(latents)
+
+    @torch.no_grad()
+    def test_they_are_those_of_main(self):
+        """In parts, as main has room for few, and inside its window."""
+        options = dict(observation='image', context_length=20, env_num=4)
+        model, stock = build_model(kv_cache=kv_cache(), **options), build_model(**options)
+        latents, contexts = self.begin(model)
+        stock.world_model.reanalyze_phase = True
+        # Which main deletes before it sets it.
+        stock.world_model.latent_state = None
+        for first in range(0, len(latents), 4):
+            part = slice(first, min(first + 4, len(latents)))
+            count = part.stop - first
+            stock.world_model.clear_caches()
+            policies = [
+                twin.world_model.seed_reanalysis_root_caches(latents[part].numpy(), contexts[part])
+                for twin in (model, stock)
+            ]
+            np.testing.assert_allclose(*policies, atol=1e-5)
+            root = EasyDict()
+            root.latent_state, root.policy_logits = latents[part], torch.tensor(policies[0])
+            timesteps = [np.array(step) for step in range(count)]
+            watched = search(model, root, timesteps, 8)
+            nodes = replay(stock, root, timesteps, watched.expansions, range(count))
+            for mine, theirs in zip(watched.outputs, nodes):
+                for name in PREDICTIONS:
+                    torch.testing.assert_close(mine[name], theirs[name], atol=1e-4, rtol=0)
+
+    def test_what_does_not_fit_together_is_refused(self):
+        model = build_model(observation='image', kv_cache=kv_cache())
+        latents, contexts = self.begin(model)
+        with pytest.raises(ValueError, match='14 contexts came with 15 roots: needed is one for each'):
+            model.world_model.seed_reanalysis_root_caches(latents.detach(), contexts[:-1])
+        with pytest.raises(ValueError, match='the context of root 0 has 7 tokens: allowed are 1 to 6'):
+            model.world_model.seed_reanalysis_root_caches(latents.detach()[:1], [torch.zeros(7, 64)])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from episodes import Episodes
+from lightzeros import MLP
 from lzero.model.unizero_world_models.slicer import Head
 from lzero.model.unizero_world_models.transformer import SelfAttention
 from models import build_model, kv_cache
@@ -23,8 +24,8 @@ CALLED = [
     'tokenizer.encoder', 'act_embedding_table', 'pos_emb', 'transformer.drop', 'transformer.blocks.0',
     'transformer.blocks.0.ln1', 'transformer.blocks.1.attn', 'transformer.blocks.0.attn.query',
     'transformer.blocks.1.attn.key', 'transformer.blocks.0.attn.attn_drop', 'transformer.blocks.0.attn.resid_drop',
-    'transformer.blocks.1.attn.proj', 'transformer.blocks.0.ln2', 'transformer.blocks.0.mlp',
-    'transformer.blocks.0.mlp.1', 'transformer.blocks.1.mlp.3', 'transformer.ln_f', 'head_rewards',
+    'transformer.blocks.1.attn.proj', 'transformer.blocks.0.ln2', f'transformer.blocks.0.{MLP}',
+    f'transformer.blocks.0.{MLP}.1', f'transformer.blocks.1.{MLP}.3', 'transformer.ln_f', 'head_rewards',
     'head_observations.head_module', 'head_policy.head_module.0', 'head_value.head_module.1',
 ]
 
@@ -68,7 +69,7 @@ def test_a_hook_that_comes_within_a_search_runs():
     model = build_model(kv_cache=kv_cache(), context_length=20)
     episodes = Episodes(model)
     root = episodes.step([0, 1])
-    model.world_model.transformer.blocks[1].mlp[2].register_forward_hook(scale)
+    model.world_model.transformer.blocks[1].get_submodule(MLP)[2].register_forward_hook(scale)
     episodes.weights_have_changed()
     node = model.recurrent_inference([(root.latent_state.numpy(), torch.tensor([1, 2]))], 0, [1, 1], [0, 0])
     for env_id in range(2):
@@ -118,7 +119,7 @@ CHANGES = {
     'ln_f.eps': lambda world_model: setattr(world_model.transformer.ln_f, 'eps', 0.5),
     'eps of the encoder': lambda world_model: setattr(
         next(module for module in world_model.tokenizer.encoder.modules() if hasattr(module, 'eps')), 'eps', 0.5),
-    'gelu': lambda world_model: setattr(world_model.transformer.blocks[0].mlp[1], 'approximate', 'none'),
+    'gelu': lambda world_model: setattr(world_model.transformer.blocks[0].get_submodule(MLP)[1], 'approximate', 'none'),
     'a module replaced': lambda world_model: setattr(
         world_model.transformer.blocks[0], 'ln2', nn.LayerNorm(64, eps=0.5)),
     'a layer added': lambda world_model: world_model.head_value.head_module.append(nn.Tanh()),
@@ -126,7 +127,8 @@ CHANGES = {
     'a class replaced': lambda world_model: setattr(world_model.transformer.blocks[1].attn.proj, '__class__', Scaled),
     'a parameter replaced': lambda world_model: setattr(
         world_model.transformer.blocks[0].attn.key, 'weight', nn.Parameter(torch.eye(64))),
-    'a bias removed': lambda world_model: setattr(world_model.transformer.blocks[0].mlp[0], 'bias', None),
+    'a bias removed': lambda world_model: setattr(
+        world_model.transformer.blocks[0].get_submodule(MLP)[0], 'bias', None),
 }
 
 
@@ -157,6 +159,7 @@ def scaled(*arguments, **keywords):
     return forward(*arguments, **keywords) * 0.8
 SelfAttention.forward = functools.wraps(forward)(scaled) if {is_wrapped} else scaled
 from episodes import Episodes
+from lightzeros import MLP
 from models import build_model, kv_cache
 episodes = Episodes(build_model(kv_cache=kv_cache(window='rebuild'), context_length=20))
 episodes.step([0, 1], 2)

@@ -4,8 +4,8 @@ import pytest
 import torch
 from ding.utils import deep_merge_dicts
 from easydict import EasyDict
+from lightzeros import SCALAR_TRANSFORM, stock_transform, support_options
 from lzero.mcts import UniZeroMCTSCtree
-from lzero.policy.scaling_transform import InverseScalarTransform
 from lzero.policy.unizero import UniZeroPolicy
 from models import build_model, kv_cache, observations
 from searches import PREDICTIONS, logits_of, replay, search
@@ -55,7 +55,7 @@ def root_of(model, rows=3):
 def tree_for(model, num_simulations=6, support_scale=50):
     return UniZeroMCTSCtree(deep_merge_dicts(UniZeroPolicy.default_config(), EasyDict(
         device='cpu', num_simulations=num_simulations, model=dict(
-            action_space_size=model.world_model.action_space_size, support_scale=support_scale
+            action_space_size=model.world_model.action_space_size, **support_options(support_scale)
         )
     )))
 
@@ -73,7 +73,7 @@ def run_search(tree, model, latents=None):
 @pytest.mark.parametrize('support_size', [5, 50, 300])
 def test_scalars_are_those_of_the_stock_transform(support_size):
     generator = torch.Generator().manual_seed(0)
-    stock = InverseScalarTransform(support_size)
+    stock = stock_transform(support_size)
     for scale in (0., 0.1, 1., 10., 100.):
         logits = scale * torch.randn(8, stock.value_support.shape[-1], generator=generator)
         logits[0] = logits[0].sort().values
@@ -86,7 +86,7 @@ def test_scalars_are_those_of_the_stock_transform(support_size):
 @pytest.mark.parametrize('support_size', [5, 50, 300])
 def test_a_search_is_given_the_scalars_of_the_models_own_logits(support_size):
     model = build_model(kv_cache=kv_cache(), support_size=2 * support_size + 1)
-    root, stock = root_of(model), InverseScalarTransform(support_size)
+    root, stock = root_of(model), stock_transform(support_size)
     inference = model.world_model.kv_cache_inference
     running, expand, predicted = inference.search, inference.expand, []
 
@@ -160,12 +160,12 @@ def own_world_model(tree, model):
 
 
 def own_transform(tree, model):
-    stock = tree.inverse_scalar_transform_handle
-    tree.inverse_scalar_transform_handle = lambda logits: stock(logits)
+    stock = getattr(tree, SCALAR_TRANSFORM)
+    setattr(tree, SCALAR_TRANSFORM, lambda logits: stock(logits))
 
 
 @pytest.mark.parametrize('change, reason', [
-    (own_transform, 'for its inverse_scalar_transform_handle is not the stock one'),
+    (own_transform, f'for its {SCALAR_TRANSFORM} is not the stock one'),
     (own_model, 'for recurrent_inference of OwnModel is not the stock one'),
     (own_world_model, 'for OwnWorldModel has a forward_recurrent_inference of its own'),
 ])
@@ -177,13 +177,13 @@ def test_where_something_is_not_the_stock_one_latent_states_are_handed_which_is_
     assert asked == [('numbers', 'collect')] * 6
     tree = tree_for(model)
     change(tree, model)
-    transform = tree.inverse_scalar_transform_handle
+    transform = getattr(tree, SCALAR_TRANSFORM)
     for _ in range(2):
         del asked[:]
         run_search(tree, model)
         assert asked == [('latents', 'collect')] * 6
     assert caplog.text.count('hands its nodes over as latent states') == caplog.text.count(reason) == 1
-    assert tree.inverse_scalar_transform_handle is transform
+    assert getattr(tree, SCALAR_TRANSFORM) is transform
 
 
 def test_a_transform_of_another_support_is_not_passed_by(asked, caplog):

@@ -7,6 +7,7 @@ import torch
 from ding.policy import create_policy
 from ding.utils import MODEL_REGISTRY, POLICY_REGISTRY, deep_merge_dicts
 from easydict import EasyDict
+from lightzeros import simulations
 from lzero.model.unizero_model import UniZeroModel
 from lzero.model.unizero_world_models.world_model import WorldModel
 from models import kv_cache, model_config, observations
@@ -24,10 +25,11 @@ def build_policy(name='unizero', model=None, **options):
     torch.manual_seed(0)
     actions = 'continuous' if name == 'sampled_unizero' else 'discrete'
     policy_options = {
-        key: options.pop(key) for key in ('num_simulations', 'collector_env_num', 'evaluator_env_num') if key in options
+        key: options.pop(key) for key in ('collector_env_num', 'evaluator_env_num') if key in options
     }
+    policy_options.update(simulations(options.pop('num_simulations', 6)))
     changes = EasyDict(
-        type=name, import_names=['lzero_kvcache.plugin'], cuda=False, device='cpu', num_simulations=6, use_wandb=False,
+        type=name, import_names=['lzero_kvcache.plugin'], cuda=False, device='cpu', use_wandb=False,
         collector_env_num=4, evaluator_env_num=3, game_segment_length=50, collect_with_pure_policy=False,
         model=model_config(actions=actions, **options)
     )
@@ -237,7 +239,7 @@ def test_a_wrong_config_is_refused_when_the_policy_is_made(wrong, message):
 @pytest.mark.parametrize('multi_gpu', [False, True])
 def test_several_processes_need_no_context_of_their_own(multi_gpu, monkeypatch):
     mended = []
-    monkeypatch.setattr('lzero_kvcache.plugin.inference_hook.mend_release', lambda: mended.append(True))
+    monkeypatch.setattr('lzero_kvcache.plugin.policy_hook.mend_release', lambda: mended.append(True))
     config = deep_merge_dicts(UniZeroKVCachePolicy.default_config(), EasyDict(
         type='unizero', cuda=False, device='cpu', collector_env_num=1, evaluator_env_num=1, use_wandb=False,
         game_segment_length=50, model=model_config(kv_cache=kv_cache()), multi_gpu=multi_gpu

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lzero.policy.scaling_transform import inverse_scalar_transform
+from lightzeros import stock_scalars
 from models import build_model, kv_cache, observations
 from searches import search
 
@@ -278,7 +278,7 @@ def test_what_the_search_is_told_are_lightzeros_scalars_and_priors():
     for step, (expansion, output) in enumerate(zip(watched.expansions, watched.outputs)):
         new = slice(2 + 2 * step, 4 + 2 * step)
         for scalars, logits in ((seen.rewards(new), output['reward']), (seen.values(new), output['value'])):
-            expected = inverse_scalar_transform(logits, size // 2, categorical_distribution=True)
+            expected = stock_scalars(logits, size // 2)
             np.testing.assert_allclose(scalars, expected[:, 0], rtol=1e-4, atol=1e-4)
         np.testing.assert_allclose(seen.priors(new), output['policy_logits'].softmax(-1), rtol=1e-5)
         assert seen.actions[new].tolist() == expansion.actions.tolist()

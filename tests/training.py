@@ -14,6 +14,7 @@ import torch
 from ding.utils import POLICY_REGISTRY, deep_merge_dicts
 from ding.worker.learner.learner_hook import LearnerHook, register_learner_hook
 from easydict import EasyDict
+from lightzeros import simulations
 from lzero.entry import train_unizero
 from lzero.policy.sampled_unizero import SampledUniZeroPolicy
 from lzero.policy.unizero import UniZeroPolicy
@@ -38,8 +39,8 @@ SMALL = dict(
     policy=dict(
         learn=dict(learner=dict(hook=dict(log_show_after_iter=1))),
         model=dict(world_model_cfg=dict(env_num=ENV_NUM)),
-        collector_env_num=ENV_NUM, evaluator_env_num=1, n_episode=ENV_NUM, num_simulations=NUM_SIMULATIONS,
-        batch_size=8, update_per_collect=3, eval_freq=3,
+        collector_env_num=ENV_NUM, evaluator_env_num=1, n_episode=ENV_NUM, batch_size=8, update_per_collect=3,
+        eval_freq=3, **simulations(NUM_SIMULATIONS),
     ),
 )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from ..checks import check_count, choices, is_integer
-from ..config import KEY_PATH, KVCacheConfig
+from ..config import KEY_PATH
 from ..experiment import (
     Experiment,
     apply_overrides,
@@ -20,6 +20,7 @@ from ..experiment import (
 )
 from ..experiment.config_file import POLICY_TYPES, experiment_of
 from ..experiment.imports import PLUGIN
+from ..lightzero import installed
 from .buildable import check_buildable
 from .spec import ARM_NAME, LARGEST_SEED, TrialSpec, leaves
 
@@ -203,7 +204,7 @@ def _use_plugin(experiment: Experiment) -> None:
         # The plugin measures the arm, as the stock code runs by its mode 'legacy'.
         switch_cache_on(experiment, None)
         return
-    config = KVCacheConfig.from_world_model_config(world_model_cfg)
+    config = installed().cache_config(world_model_cfg)
     if config is not None and config.mode != 'legacy':
         # For the list of differences: the release's arms have a mode, too.
         world_model_cfg.kv_cache = {'mode': config.mode, **(world_model_cfg.get('kv_cache') or {})}

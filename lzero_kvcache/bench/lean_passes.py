@@ -4,6 +4,7 @@ from typing import Any, Optional
 import torch
 import torch.nn.functional as F
 
+from ..lightzero import installed
 from ..world_model.blocks import in_parallel, in_sequence
 from ..world_model.linear import linear
 
@@ -79,7 +80,7 @@ class _Layer:
         self._queries_keys_values = linear(torch.cat([layer.weight for layer in projections]),
                                            torch.cat([layer.bias for layer in projections]))
         self._norm_before_attention, self._norm_before_mlp = in_sequence(block.ln1), in_sequence(block.ln2)
-        self._project, self._mlp = in_sequence(attention.proj), in_sequence(block.mlp)
+        self._project, self._mlp = in_sequence(attention.proj), in_sequence(installed().feed_forward(block))
         head_dim = attention.proj.in_features // attention.num_heads
         self._keys, self._values = attention.proj.weight.new_zeros(
             2, batch_size, attention.num_heads, width, head_dim

@@ -4,10 +4,10 @@ from typing import Any
 
 from ding.utils import deep_merge_dicts
 
-from ..broken_settings import FIELDS, check_settings
-from ..config import KVCacheConfig, runs_stock_code
+from ..broken_settings import FIELDS
+from ..config import KVCacheConfig
+from ..lightzero import installed
 from ..manager import KVCacheManager
-from ..plugin.hooks import is_release
 from ..plugin.rounds import check_segments
 from ..world_model.dimensions import check_dimensions
 from .config_file import Experiment
@@ -27,10 +27,11 @@ def check_runnable(experiment: Experiment, fields: Collection[str] = FIELDS) -> 
     """
     main_config, created = experiment.main_config, experiment.create_config
     policy = deep_merge_dicts(deep_merge_dicts(policy_defaults(experiment), created.policy), main_config.policy)
-    if is_release():
-        check_settings(policy, fields, experiment.entry)
-        if not runs_stock_code(policy.model.world_model_cfg):
-            check_dimensions(policy.model.world_model_cfg)
+    lightzero = installed()
+    lightzero.check_settings(policy, fields, experiment.entry)
+    config = lightzero.cache_config(policy.model.world_model_cfg)
+    if config is not None and config.mode != 'legacy':
+        check_dimensions(policy.model.world_model_cfg)
     if 'collect' in fields and experiment.entry == 'train_unizero_segment':
         check_segments(policy, main_config.env.get('collector_env_num', policy.collector_env_num))
     _check_pools(policy)
@@ -41,7 +42,9 @@ def _check_pools(policy: Mapping[str, Any]) -> None:
     if kv_cache is not None:
         # What the model's dimensions decide is checked when the policy is made.
         config = replace(KVCacheConfig.from_dict(kv_cache), memory_budget_mb=None)
-        sizes = {name: policy[name] for name in ('num_simulations', 'game_segment_length')}
+        sizes = dict(
+            num_simulations=installed().num_simulations(policy), game_segment_length=policy['game_segment_length']
+        )
         KVCacheManager(
             dict(sizes, kv_cache=config), max(policy['collector_env_num'], policy['evaluator_env_num'])
         )

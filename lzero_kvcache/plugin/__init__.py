@@ -2,10 +2,10 @@
 Importing this module lets DI-engine resolve the managed cache from a config: it registers the two models and puts the
 two policies in ``POLICY_REGISTRY`` under the names that LightZero's entries insist on.
 """
-from .hooks import find_hook
+from ..lightzero import installed
 
 # Before anything of LightZero's is imported that another version may not have.
-find_hook()
+installed()
 
 from .models import SampledUniZeroKVCacheModel, UniZeroKVCacheModel  # noqa: E402
 from .policies import SampledUniZeroKVCachePolicy, UniZeroKVCachePolicy  # noqa: E402

@@ -4,7 +4,11 @@ from ding.utils import MODEL_REGISTRY
 from lzero.model.sampled_unizero_model import SampledUniZeroModel
 from lzero.model.unizero_model import UniZeroModel
 
-from .hooks import find_hook
+from ..lightzero import installed
+from ..world_model import KVCacheWorldModel
+
+# Before any model is built, a stock one included.
+installed().mend_models()
 
 
 @MODEL_REGISTRY.register('UniZeroKVCacheModel')
@@ -17,7 +21,7 @@ class UniZeroKVCacheModel(UniZeroModel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        find_hook().adopt(self.world_model)
+        KVCacheWorldModel.adopt(self.world_model)
 
 
 @MODEL_REGISTRY.register('SampledUniZeroKVCacheModel')
@@ -30,4 +34,4 @@ class SampledUniZeroKVCacheModel(SampledUniZeroModel):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        find_hook().adopt(self.world_model)
+        KVCacheWorldModel.adopt(self.world_model)

@@ -10,6 +10,7 @@ from lzero.model.sampled_unizero_model import SampledUniZeroModel
 from lzero.model.unizero_model import UniZeroModel
 from lzero.policy.scaling_transform import InverseScalarTransform
 
+from ..lightzero import installed
 from ..world_model import KVCacheWorldModelMixin
 from ..world_model.search_model import NumberedModel
 
@@ -27,6 +28,7 @@ def number_nodes() -> None:
     """
     for tree_class in (UniZeroMCTSCtree, SampledUniZeroMCTSCtree):
         tree_class.search = _numbered(tree_class.search)
+    installed().reanalyse_at_once(lambda model: _managed_world_model(model) is not None)
 
 
 def _numbered(stock_search: Callable) -> Callable:
@@ -45,9 +47,11 @@ def _numbered(stock_search: Callable) -> Callable:
             return stock_search(self, roots, model, latent_state_roots, *args, **kwargs)
         numbered = copy.copy(self)
         numbered._cfg = _OnHost(self._cfg)
-        numbered.inverse_scalar_transform_handle = _as_it_is
+        for name in installed().scalar_transforms:
+            setattr(numbered, name, _as_it_is)
         numbers = np.arange(len(latent_state_roots))
-        return stock_search(numbered, roots, NumberedModel(model, world_model, begun), numbers, *args, **kwargs)
+        result = stock_search(numbered, roots, NumberedModel(model, world_model, begun), numbers, *args, **kwargs)
+        return installed().search_result(result, lambda number: begun.tensors.latents[number].clone())
 
     return search
 
@@ -69,18 +73,24 @@ def _as_it_is(scalars: Any) -> Any:
 
 def _managed_world_model(model: Any) -> Optional[KVCacheWorldModelMixin]:
     world_model = getattr(model, 'world_model', None)
-    is_managed = isinstance(world_model, KVCacheWorldModelMixin) and world_model.kv_cache_manager is not None
+    is_managed = (
+        isinstance(world_model, KVCacheWorldModelMixin) and world_model.kv_cache_inference.manager is not None
+    )
     return world_model if is_managed else None
 
 
 def _other_parts(tree: Any, model: Any, world_model: KVCacheWorldModelMixin) -> Optional[str]:
     """Which part of a search is not the stock one, which numbers would pass by."""
-    transform = tree.inverse_scalar_transform_handle
-    if type(transform) is not InverseScalarTransform:
-        return 'its inverse_scalar_transform_handle is not the stock one'
-    size = transform.value_support.shape[-1] if transform.categorical_distribution else 1
-    if size != world_model.support_size:
-        return f'its support has {size} bins, but the world model {world_model.support_size}'
+    for name in installed().scalar_transforms:
+        transform = getattr(tree, name)
+        if type(transform) is not InverseScalarTransform:
+            return f'its {name} is not the stock one'
+        support = transform.value_support.flatten().tolist() if transform.categorical_distribution else [0.]
+        size = len(support)
+        if size != world_model.support_size:
+            return f'its support has {size} bins, but the world model {world_model.support_size}'
+        if support != [float(place - size // 2) for place in range(size)]:
+            return f'its support goes from {support[0]:g} to {support[-1]:g}, not about 0 in steps of 1'
     if getattr(model.recurrent_inference, '__func__', None) not in STOCK_INFERENCES:
         return f'recurrent_inference of {type(model).__name__} is not the stock one'
     own = getattr(world_model.forward_recurrent_inference, '__func__', None)

@@ -3,10 +3,8 @@ from easydict import EasyDict
 from lzero.policy.sampled_unizero import SampledUniZeroPolicy
 from lzero.policy.unizero import UniZeroPolicy
 
-from .hooks import find_hook
+from .policy_hook import KVCachePolicyMixin
 from .statistics import with_run_hooks
-
-KVCachePolicyMixin = find_hook().KVCachePolicyMixin
 
 
 @POLICY_REGISTRY.register('unizero', force_overwrite=True)

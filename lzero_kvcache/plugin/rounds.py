@@ -5,8 +5,7 @@ from typing import Any, Callable
 
 from lzero.worker import MuZeroCollector, MuZeroEvaluator, MuZeroSegmentCollector
 
-from ..broken_settings import check_settings
-from .hooks import is_release
+from ..lightzero import installed
 from .recognition import has_managed_cache, is_of_plugin
 
 
@@ -76,10 +75,10 @@ def _check_segment_collector(policy: Any, env_num: int) -> None:
 
 
 def _check_collecting(policy: Any, env_num: int) -> None:
-    if is_of_plugin(policy) and is_release():
+    if is_of_plugin(policy):
         # A policy that can learn is collected for, so as to learn; 'eval_muzero' makes one, too, but no collector.
         fields = {'collect', 'learn'}.intersection(policy.get_attribute('enable_field'))
-        check_settings(policy.get_attribute('cfg'), fields)
+        installed().check_settings(policy.get_attribute('cfg'), fields)
     if has_managed_cache(policy):
         check_room(policy.get_attribute('cfg'), 'collector_env_num', env_num)
 

@@ -11,6 +11,7 @@ from lzero.model.unizero_world_models.slicer import Head, PolicyHeadCont
 from lzero.model.unizero_world_models.transformer import Block, SelfAttention
 from torch import nn
 
+from ..lightzero import installed
 from .columns import LayerColumns
 from .linear import is_packed, linear, one_call_is_cheaper
 from .precision import autocast_dtype
@@ -140,9 +141,10 @@ class CachedBlock:
         self._queries_keys_values = _fused([block.attn.query, block.attn.key, block.attn.value])
         self._project = in_sequence(block.attn.proj)
         self._norm_before_mlp = in_sequence(block.ln2)
+        mlp = installed().feed_forward(block)
         self._gates = (block.gate1, block.gate2) if block.gru_gating else None
-        self._mlp = in_sequence(block.mlp) if block.gru_gating else None
-        self._add_mlp = None if block.gru_gating else _added(block.mlp)
+        self._mlp = in_sequence(mlp) if block.gru_gating else None
+        self._add_mlp = None if block.gru_gating else _added(mlp)
 
     def __call__(
             self, x: torch.Tensor, columns: LayerColumns, mask: Optional[torch.Tensor], rotation: Optional[torch.Tensor]

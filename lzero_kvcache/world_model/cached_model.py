@@ -4,13 +4,14 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from lzero.model.unizero_world_models.transformer import Transformer
 
 from ..config import KEY_PATH, WORLD_MODEL_PATH
+from ..lightzero import installed
 from ..store import ContextBatch
 from .blocks import UnknownBlock, block_of, head_of, in_parallel, in_sequence, is_plain_embedding
 from .columns import Columns, EncodingColumns, LayerColumns, SpelledOutStep, StepColumns, is_for_a_compiler
+from .place_offsets import place_offsets
 from .positions import rotary_frequencies, rotations
 from .precision import at_least_float32
 from .structure import runs_its_own_forward
@@ -68,7 +69,7 @@ class CachedModel:
         self._observation_dtype = next((each.dtype for each in weights if each.is_floating_point()), self.like.dtype)
         self.uses_rotary: bool = world_model.config.rotary_emb
         moves_places = move_tokens and not self.uses_rotary
-        self.place_offsets = _place_offsets(world_model, num_places) if moves_places else None
+        self.place_offsets = place_offsets(world_model, num_places) if moves_places else None
         transformer = world_model.transformer
         if type(transformer).forward is not Transformer.forward or runs_its_own_forward(transformer):
             raise ValueError(
@@ -101,6 +102,7 @@ class CachedModel:
         self._reward_and_next_token = in_parallel(heads[0], heads[1])
         self._policy_and_value = in_parallel(heads[2], heads[3])
         self._next_token = in_sequence(heads[1])
+        self._control_policy = installed().policy_control(world_model)
         self._support = _support(self.like.new_empty(world_model.support_size, dtype=at_least_float32(self.like.dtype)))
 
     def append(
@@ -185,6 +187,8 @@ class CachedModel:
         policy, value = self._policy_and_value(hidden[:, 0])
         if isinstance(policy, dict):
             policy = torch.cat([policy['mu'], policy['sigma']], dim=-1)
+        if self._control_policy is not None:
+            policy = self._control_policy(policy)
         return _widened(policy)[:, None], _widened(value)[:, None]
 
     def predict_from_action(
@@ -307,14 +311,3 @@ def _support(logits: torch.Tensor) -> torch.Tensor:
 
 def _widened(logits: torch.Tensor) -> torch.Tensor:
     return logits.to(at_least_float32(logits.dtype))
-
-
-def _place_offsets(world_model: Any, num_places: int) -> torch.Tensor:
-    # The stock position correction's share of a place in keys and values, for every layer.
-    embeddings = world_model.pos_emb.weight[:num_places]
-    offsets = [
-        F.linear(embeddings, projection.weight).unflatten(-1, (block.attn.num_heads, -1))
-        for block in world_model.transformer.blocks for projection in (block.attn.key, block.attn.value)
-    ]
-    return torch.stack(offsets, dim=1).unflatten(1, (-1, 2))
-

@@ -14,6 +14,7 @@ from .blocks import UnknownBlock
 from .cached_model import CachedModel, RawContexts, StepOutputs
 from .compiled import Step
 from .environment_history import EnvironmentHistory
+from .given_context import GivenContext, append_given
 from .positions import SearchPositions, history_positions
 
 
@@ -92,6 +93,8 @@ class Forward:
 
     def lengths_of(self, episodes: Sequence[EnvironmentHistory]) -> np.ndarray:
         """Tokens of the contexts of episodes, [B]."""
+        if isinstance(episodes[0], GivenContext):
+            return np.array([len(episode.tokens) for episode in episodes])
         if self._lossless:
             return np.array([episode.steps[-1].length for episode in episodes])
         return np.full(len(episodes), self.model.num_observations_tokens)
@@ -100,6 +103,9 @@ class Forward:
             self, batch: ContextBatch, episodes: Sequence[EnvironmentHistory], counts: np.ndarray
     ) -> None:
         """Append the last ``counts`` tokens of episodes, [B]."""
+        if isinstance(episodes[0], GivenContext):
+            append_given(self.model, batch, episodes, counts)
+            return
         model, steps_of = self.model, [list(episode.steps)[-self._num_observations:] for episode in episodes]
         latents = model.embed_observations(
             torch.stack([step.observation.to(model.like.device) for steps in steps_of for step in steps])

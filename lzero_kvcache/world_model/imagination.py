@@ -3,11 +3,11 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 import torch
-from lzero.policy.scaling_transform import inverse_scalar_transform
 
 from ..checks import choices, is_integer
 from ..search.contexts import SearchContexts
 from ..store import TokenStore
+from .cached_model import expected_bins
 from .forward import Forward
 from .latent_names import LatentNames, host_copy
 from .positions import SearchPositions, host_timesteps
@@ -112,7 +112,7 @@ def roll_out(
         store.release(held)
         held, policy = longer, outputs.policy[:, 0]
         steps.append((
-            outputs.latents, _scalars(model.world_model, outputs.reward), _scalars(model.world_model, outputs.value),
+            outputs.latents, _scalars(outputs.reward), _scalars(outputs.value),
             policy, action
         ))
     store.release(held)
@@ -131,6 +131,8 @@ def _choose(world_model: Any, policy: torch.Tensor, choose: str, generator: Opti
     return mean.tanh()
 
 
-def _scalars(world_model: Any, logits: torch.Tensor) -> torch.Tensor:
-    size = world_model.support_size
-    return inverse_scalar_transform(logits[:, 0], size // 2, categorical_distribution=size > 1)[:, 0]
+def _scalars(logits: torch.Tensor, epsilon: float = 0.001) -> torch.Tensor:
+    # As 'search_nodes.unscaled', on the device.
+    bins = expected_bins(logits[:, 0])
+    root = ((1 + 4 * epsilon * (bins.abs() + 1 + epsilon)).sqrt() - 1) / (2 * epsilon)
+    return bins.sign() * (root ** 2 - 1)

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 
 from .forward import Forward
+from .given_context import GivenContext, append_given, check_given
 from .imagination import Imagination, check_rollout, roll_out
 from .latent_names import LatentNames, host_copy
 from .numbered_inference import NumberedInference, Outputs, usable_anywhere
+from .observation import observe_uncached_roots
 from .positions import host_timesteps
 from .precision import at_least_float32
 from .roots import check_expansion
@@ -45,6 +47,39 @@ class ManagedInference(NumberedInference):
             handed_out = self._names().hand_out(int(children[0]), host_copy(outputs.latents))
             latents = torch.from_numpy(handed_out).to(outputs.latents.device)
         return usable_anywhere((outputs.hidden, latents, outputs.reward, outputs.policy, outputs.value))
+
+    @torch.no_grad()
+    def begin_at(self, world_model: Any, latents: torch.Tensor, contexts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """
+        Begin a search that reanalyses, at roots whose contexts are given.
+
+        Args:
+            world_model: The model.
+            latents: Their latent states, ``[B, num_observations_tokens, E]``.
+            contexts: Their raw tokens, the latent states last, ``[T, E]`` each.
+
+        Returns:
+            Policy logits at the roots, ``[B, size]``.
+
+        Raises:
+            ValueError: If they do not fit together; nothing has changed then.
+        """
+        check_given(world_model, latents, contexts)
+        with self._whole_inference():
+            forward = self._model.of(world_model)
+            model, store = forward.model, self.store
+            latents = torch.as_tensor(latents).to(model.like)
+            given = [GivenContext(torch.as_tensor(tokens), model.num_observations_tokens) for tokens in contexts]
+            counts = forward.lengths_of(given)
+            with store.gather([None] * len(given), int(counts.max()), model) as batch:
+                policy, value = model.policy_and_value(append_given(model, batch, given, counts))
+            timesteps = np.array([each.timestep for each in given])
+            roots = self._begin_search(forward, 'reanalyze', timesteps, latents, policy, value)
+            for root, each in zip(roots, given):
+                each.key = self.search.first_key + root
+                self.search.episodes[root] = each
+            observe_uncached_roots(self.observer, self.search.nodes)
+        return usable_anywhere((policy[:, 0], ))[0]
 
     def nodes_of(self, world_model: Any, latents: Any, search_depth: Sequence[int], start_pos: Any) -> np.ndarray:
         """The numbers of the nodes of latent states, as ``recurrent`` takes them, [B]."""

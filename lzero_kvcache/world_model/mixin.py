@@ -6,7 +6,8 @@ import torch
 from lzero.model.unizero_world_models.world_model import WorldModel
 
 from ..checks import is_integer
-from ..config import WORLD_MODEL_PATH, KVCacheConfig
+from ..config import WORLD_MODEL_PATH
+from ..lightzero import installed
 from ..manager import KVCacheManager
 from ..placement import check_placement
 from .imagination import Imagination
@@ -49,7 +50,7 @@ class KVCacheWorldModelMixin:
         """
         check_placement(self.config, WORLD_MODEL_PATH)
         self._kv_cache_roots = RootEnvironments()
-        config = KVCacheConfig.from_world_model_config(self.config)
+        config = installed().cache_config(self.config)
         if config is not None:
             # A bad score is refused here, before a search.
             PoolScores(config)
@@ -66,8 +67,18 @@ class KVCacheWorldModelMixin:
 
     @property
     def kv_cache_manager(self) -> Optional[KVCacheManager]:
-        """The pools of this world model, or None where the stock code runs."""
-        return self._kv_cache_inference.manager
+        """
+        Overview:
+            The pools of this world model. Where the stock code runs, its own manager, if it has one, or None.
+        """
+        inference = vars(self).get('_kv_cache_inference')
+        managed = None if inference is None else inference.manager
+        return vars(self).get('kv_cache_manager') if managed is None else managed
+
+    @kv_cache_manager.setter
+    def kv_cache_manager(self, manager: Any) -> None:
+        # Some LightZeros have one, under this name.
+        vars(self)['kv_cache_manager'] = manager
 
     @property
     def kv_cache_inference(self) -> Any:
@@ -97,7 +108,10 @@ class KVCacheWorldModelMixin:
     @torch.no_grad()
     def forward_initial_inference(self, obs_act_dict: dict, start_pos: Any = 0) -> tuple[torch.Tensor, ...]:
         """Predict at the roots of a new search. Arguments, shapes and result as in LightZero's ``WorldModel``."""
-        outputs = self._kv_cache_inference.initial(self, obs_act_dict, start_pos, self._kv_cache_roots)
+        roots = self._kv_cache_roots
+        if roots.env_ids is None and (given := installed().environments_of(obs_act_dict)) is not None:
+            roots = RootEnvironments(roots.phase, tuple(int(env_id) for env_id in given))
+        outputs = self._kv_cache_inference.initial(self, obs_act_dict, start_pos, roots)
         self.latent_state = outputs[1]
         return outputs
 
@@ -152,6 +166,32 @@ class KVCacheWorldModelMixin:
         finally:
             self.train(was_training)
 
+    @torch.no_grad()
+    def seed_reanalysis_root_caches(
+            self, latent_state_roots: Any, root_token_contexts: Sequence[torch.Tensor], task_id: Optional[int] = None
+    ) -> list[list[float]]:
+        """
+        Overview:
+            Begin a search that reanalyses, at roots whose contexts are given, in the stock model's words.
+        Arguments:
+            - latent_state_roots (:obj:`Any`): Latent states :math:`(B, num_observations_tokens, E)`.
+            - root_token_contexts (:obj:`Sequence[torch.Tensor]`): Raw tokens :math:`(T, E)` of each, it last.
+            - task_id (:obj:`Optional[int]`): Not needed: a world model of several tasks has no managed cache.
+        Returns:
+            - policy_logits (:obj:`List[List[float]]`): At the roots.
+        Raises:
+            - ValueError: If they do not fit together.
+        """
+        if self._kv_cache_inference.manager is None:
+            return super().seed_reanalysis_root_caches(latent_state_roots, root_token_contexts, task_id)
+        if not len(root_token_contexts):
+            return []
+        policy = self._kv_cache_inference.begin_at(self, latent_state_roots, root_token_contexts)
+        # Each root has the context that it was given, so that its first look-up finds what the stock code seeds.
+        self.reanalysis_root_seed_count += len(policy)
+        self.reanalysis_root_seed_hit_count += len(policy)
+        return policy.tolist()
+
     def clear_caches(self) -> None:
         """Drop every cached context, as LightZero does after each round of training."""
         self._kv_cache_inference.clear()
@@ -175,7 +215,7 @@ class KVCacheWorldModelMixin:
         after = self.transformer.ln_f.weight
         if (after.device, after.dtype) != (device, dtype) and hasattr(self, '_kv_cache_inference'):
             self._kv_cache_inference.leave_device()
-            if self.kv_cache_manager is not None and rotation is not None:
+            if self._kv_cache_inference.manager is not None and rotation is not None:
                 # Module.to(dtype) casts complex buffers, too, and leaves only their real part.
                 self.transformer.freqs_cis = rotation.to(after.device)
         return applied

@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from ..config import KVCacheConfig
 from ..eviction.search_nodes import SearchNodes
 from ..search.contexts import SearchContexts
-from ..search.episode import NO_EPISODE
 from ..search.search import Search
 from ..stats import RebuildStats
 from .cached_model import StepOutputs
@@ -20,8 +19,8 @@ from .dimensions import check_dimensions
 from .forward import Forward, SearchTensors
 from .histories import EnvironmentHistories
 from .new_cache import new_manager, new_store
-from .observation import SearchObserver, observer_of
-from .positions import SearchPositions, host_timesteps
+from .observation import SearchObserver, observe_uncached_roots, observer_of
+from .positions import SearchPositions, sequence_timesteps
 from .precision import at_least_float32
 from .root_inference import predict_roots
 from .roots import RootEnvironments, RootRows, checked_roots
@@ -107,12 +106,10 @@ class NumberedInference:
         with self._whole_inference():
             forward = self._model.of(world_model)
             if world_model.reanalyze_phase:
-                nodes = self._begin_search(
-                    forward, 'reanalyze', host_timesteps(start_pos, len(latents)), latents, outputs.logits_policy
+                self._begin_search(
+                    forward, 'reanalyze', sequence_timesteps(start_pos, len(latents)), latents, outputs.logits_policy
                 )
-                if self.observer is not None:
-                    rows = len(nodes)
-                    self.observer.roots(self.search.nodes, [None] * rows, [NO_EPISODE] * rows, [0] * rows)
+                observe_uncached_roots(self.observer, self.search.nodes)
         return usable_anywhere((
             outputs.output_sequence, latents, outputs.logits_rewards, outputs.logits_policy, outputs.logits_value
         ))

@@ -6,6 +6,7 @@ from typing import Any, Callable, Optional
 from weakref import WeakSet
 
 from ..eviction.search_nodes import SearchNodes
+from ..search.episode import NO_EPISODE
 
 
 class SearchObserver(ABC):
@@ -35,6 +36,13 @@ class SearchObserver(ABC):
     @abstractmethod
     def drop_contexts(self) -> None:
         """All contexts are dropped, because the weights have changed, say."""
+
+
+def observe_uncached_roots(observer: Optional[SearchObserver], nodes: SearchNodes) -> None:
+    """Tell an observer, if there is one, of the roots of a search that reanalyses, which are not cached."""
+    if observer is not None:
+        rows = nodes.num_nodes
+        observer.roots(nodes, [None] * rows, [NO_EPISODE] * rows, [0] * rows)
 
 
 NewObserver = Callable[[Any, Any], SearchObserver]

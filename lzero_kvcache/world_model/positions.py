@@ -32,6 +32,18 @@ def host_timesteps(start_pos: Any, batch_size: int) -> np.ndarray:
     return np.broadcast_to(timesteps.reshape(-1).astype(np.int64), (batch_size, ))
 
 
+def sequence_timesteps(start_pos: Any, batch_size: int) -> np.ndarray:
+    """
+    As ``host_timesteps``, for the roots of sequences of the replay buffer, which may come with the timestep of each
+    sequence's first root alone.
+    """
+    if np.ndim(start_pos) == 1 and len(start_pos) and 1 < len(start_pos) < batch_size:
+        per_sequence, rest = divmod(batch_size, len(start_pos))
+        if not rest:
+            return (host_timesteps(start_pos, len(start_pos))[:, None] + np.arange(per_sequence)).reshape(-1)
+    return host_timesteps(start_pos, batch_size)
+
+
 def history_positions(timesteps: Sequence[int], num_observations_tokens: int) -> np.ndarray:
     """Positions of successive observations, at twice their timesteps, and of the actions between them."""
     blocks = [[2 * step - 1, *range(2 * step, 2 * step + num_observations_tokens)] for step in timesteps]
