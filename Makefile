@@ -3,20 +3,30 @@ PYTHON ?=
 # By pytest-xdist; the tests of a file stay together, because they share what has been trained.
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 SOAK_ARGS ?=
+LIGHTZERO ?=
+# What LightZero's main branch imports and the release does not.
+OF_MAIN := 'transformers<5' nltk simple_parsing line_profiler 'cython<4'
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint roms egl clean
+.PHONY: help demo test test-main soak lint roms egl clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-9s %s\n", $$1, $$2}' Makefile
 	@echo "PYTHON=python3.10 names the Python of a new .venv, PYTEST_ARGS='-k pool -x' goes to pytest,"
-	@echo "SOAK_ARGS='--seed 1' to the soak."
+	@echo "SOAK_ARGS='--seed 1' to the soak, LIGHTZERO=DIR names the clone for test-main."
 
 demo: $(VENV)/.installed  ## set up .venv and train UniZero on CartPole with the managed cache, for a minute
 	$(VENV)/bin/python -m zoo_examples.classic_control.cartpole_unizero --max-env-step 300
 
 test: $(VENV)/.installed roms $(if $(CI),egl)  ## set up .venv and run the tests
 	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+test-main:  ## the same against LIGHTZERO=DIR, a clone of LightZero's main branch, in a .venv-main of its own
+	@test -f "$(LIGHTZERO)/lzero/__init__.py" || { \
+		echo "make test-main LIGHTZERO=DIR needs a clone of LightZero's main branch, but LIGHTZERO is '$(LIGHTZERO)'." >&2; exit 1; }
+	$(MAKE) VENV=.venv-main roms
+	$(MAKE) VENV=.venv-main LIGHTZERO="$(LIGHTZERO)" .venv-main/.lightzero-main
+	.venv-main/bin/python -m pytest $(PYTEST_ARGS)
 
 soak: $(VENV)/.installed  ## 100,000 search steps with everything that can happen to a cache; see docs/reliability.md
 	OMP_NUM_THREADS=1 $(VENV)/bin/python tests/soak.py $(SOAK_ARGS)
@@ -37,7 +47,7 @@ egl:  ## install EGL where it is missing, by apt-get and as root, for images of 
 	fi
 
 clean:  ## remove .venv, builds and caches; the runs in data_*/ stay
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-main build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # Each candidate is run, not only found: pyenv's python3.x answers to its name even where that version is not in use.
@@ -57,6 +67,14 @@ $(VENV)/.created:
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/.created
 	$(VENV)/bin/python -m pip install --upgrade pip
 	$(VENV)/bin/python -m pip install --prefer-binary -e '.[test]'
+	@touch $@
+
+# Built from a copy, so that the clone stays as it is; in place of the release, whose version it has, too.
+$(VENV)/.lightzero-main: $(LIGHTZERO)/lzero/model/unizero_world_models/world_model.py | $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --prefer-binary $(OF_MAIN)
+	rm -rf $(VENV)/lightzero-main
+	cp -R "$(LIGHTZERO)" $(VENV)/lightzero-main
+	$(VENV)/bin/python -m pip install --no-deps --no-build-isolation --force-reinstall $(VENV)/lightzero-main
 	@touch $@
 
 # LightZero's ale-py 0.8.1 has no ROMs, ale-py 0.10.1 has. Only its data files are used, so that one wheel serves

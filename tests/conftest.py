@@ -36,7 +36,7 @@ def keys_values() -> Callable[[float], KeysValues]:
     """LightZero's own cache of one context, all of whose keys and values are the given number."""
 
     def make(number: float, tokens: int = 1) -> KeysValues:
-        kv = KeysValues(n=1, num_heads=2, max_tokens=4, embed_dim=8, num_layers=2, device=torch.device('cpu'))
+        kv = KeysValues(1, 2, 4, 8, 2, torch.device('cpu'))
         for layer in range(len(kv)):
             kv[layer].update(torch.full((1, 2, tokens, 4), number), torch.full((1, 2, tokens, 4), number))
         return kv

@@ -5,17 +5,23 @@ import logging
 import numpy as np
 import pytest
 import torch
+from ding.config import compile_config
+from ding.utils import POLICY_REGISTRY
 from easydict import EasyDict
-from lightzeros import IS_MAIN
+from lightzeros import IS_MAIN, simulations
+from lzero.entry import eval_muzero, train_unizero_segment
 from lzero.model.unizero_model import UniZeroModel
 from models import build_model, kv_cache, model_config, observations, random_action
 from oracle import Oracle
 from searches import PREDICTIONS, replay, search
 from test_policies import Environments, build_policy
 from test_world_model import play_irregularly
+from training import call_entry, check_training, small_configs, train
 
 from lzero_kvcache import KVCacheConfig
 from lzero_kvcache.lightzero.main_config import cache_config
+from lzero_kvcache.world_model import KVCacheWorldModelMixin
+from lzero_kvcache.world_model.numbered_inference import NumberedInference
 
 needs_main = pytest.mark.skipif(not IS_MAIN, reason="the installed LightZero is not the main branch's")
 MOE = dict(moe_in_transformer=True, num_experts_of_moe_in_transformer=4, num_experts_per_tok=2)
@@ -235,6 +241,27 @@ class TestPolicies:
 
 
 @needs_main
+class TestOtherPolicies:
+
+    def test_ppo_goes_on_from_cached_contexts(self):
+        policy = build_policy('unizero_ppo', observation='image', kv_cache=kv_cache(), context_length=20)
+        for phase, seed in (('collect', 1), ('eval', 2)):
+            environments = Environments(policy, phase, seed=seed)
+            for env_ids in ([0, 1, 2], [2, 0], [1, 2, 0]):
+                environments.step(env_ids)
+            assert environments.context_lengths[-1] == 5
+        inference = policy._model.world_model.kv_cache_inference
+        assert inference.root_stats.cold_starts == 0 and inference.root_stats.continuing == 10
+
+    def test_several_tasks_are_refused(self):
+        config = dict(policy=dict(type='unizero_multitask', import_names=['lzero_kvcache.plugin']))
+        with pytest.raises(ValueError, match=(
+                'unizero_multitask, sampled_unizero_multitask, which have no managed cache: .* Leave kv_cache out'
+        )):
+            compile_config(EasyDict(config), policy=POLICY_REGISTRY.get('unizero_multitask'), save_cfg=False)
+
+
+@needs_main
 class TestReanalysis:
     """Roots of the replay buffer whose contexts are given."""
 
@@ -339,3 +366,56 @@ class TestReanalysis:
             model.world_model.seed_reanalysis_root_caches(latents.detach(), contexts[:-1])
         with pytest.raises(ValueError, match='the context of root 0 has 7 tokens: allowed are 1 to 6'):
             model.world_model.seed_reanalysis_root_caches(latents.detach()[:1], [torch.zeros(7, 64)])
+
+
+@needs_main
+@pytest.mark.slow
+class TestTraining:
+    """Stock entries, two edited lines."""
+
+    @pytest.mark.parametrize('config, options', [
+        ('cartpole_unizero_config', dict(reanalyze_ratio=0.5)),
+        ('pendulum_sampled_unizero_config', simulations(30)),
+        ('atari_unizero_config', dict(reanalyze_ratio=0.5)),
+    ], ids=['CartPole', 'Pendulum', 'Pong'])
+    def test_train_unizero(self, config, options, tmp_path):
+        run = train(config, tmp_path, dict(strategy='lru', log_interval=1), **options)
+        check_training(run)
+        assert isinstance(run.world_model, KVCacheWorldModelMixin)
+        assert run.world_model.kv_cache_inference.root_stats.cold_starts == 0
+
+    @pytest.mark.parametrize('contextual', [False, True], ids=['plain', 'contextual'])
+    def test_segments_with_reanalysis(self, contextual, tmp_path, monkeypatch):
+        phases, begin = [], NumberedInference._begin_search
+
+        def watched(self, forward, phase, *args):
+            phases.append(phase)
+            return begin(self, forward, phase, *args)
+
+        monkeypatch.setattr(NumberedInference, '_begin_search', watched)
+        run = train(
+            'atari_unizero_segment_config', tmp_path, dict(strategy='tree'), entry=train_unizero_segment,
+            reanalyze_ratio=0.5, contextual_reanalysis=contextual, bootstrap_value_context=contextual
+        )
+        check_training(run)
+        assert 'reanalyze' in phases
+        seeded = run.policy._target_model.world_model.reanalysis_root_seed_count
+        assert (seeded > 0) == contextual
+
+    def test_eval_muzero_and_checkpoints_both_ways(self, tmp_path):
+        """Trained with the plugin, evaluated with and without it, and trained on by main alone."""
+        run = train('cartpole_unizero_config', tmp_path, dict())
+        for stock in (False, True):
+            folder = tmp_path / f'eval_{stock}'
+            folder.mkdir()
+            configs = small_configs('cartpole_unizero_config', None if stock else dict(), stock)
+            returns, _ = call_entry(
+                eval_muzero, folder, configs, stock, model_path=run.checkpoint, num_episodes_each_seed=1
+            )
+            assert np.isfinite(returns).all()
+        folder = tmp_path / 'stock'
+        folder.mkdir()
+        trained_on = train('cartpole_unizero_config', folder, None, stock=True, model_path=run.checkpoint)
+        folder = tmp_path / 'back'
+        folder.mkdir()
+        check_training(train('cartpole_unizero_config', folder, dict(), model_path=trained_on.checkpoint))

@@ -34,7 +34,7 @@ def build_policy(name='unizero', model=None, **options):
         model=model_config(actions=actions, **options)
     )
     changes.update(policy_options)
-    policy = create_policy(deep_merge_dicts(NAMES[name].default_config(), changes), model=model)
+    policy = create_policy(deep_merge_dicts(POLICY_REGISTRY.get(name).default_config(), changes), model=model)
     for parameter in policy._model.world_model.parameters():
         if parameter.dim() > 1:
             torch.nn.init.normal_(parameter, std=0.1)

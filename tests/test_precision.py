@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from episodes import Episodes
+from lightzeros import IS_MAIN
 from models import build_model, kv_cache, observations
 from searches import PREDICTIONS, replay, search
 from test_policies import Environments, build_policy
@@ -14,7 +15,9 @@ from test_world_model import TINY_POOLS, play_irregularly
 from lzero_kvcache.world_model import linear
 
 # What numbers of about 1, computed in another order, may differ by: some of their last bits.
-TOLERANCES = {torch.float16: 5e-3, torch.bfloat16: 4e-2, torch.float64: 1e-6}
+# Main's heads have one more norm, which magnifies them.
+MAGNIFIED = 4 if IS_MAIN else 1
+TOLERANCES = {torch.float16: 5e-3 * MAGNIFIED, torch.bfloat16: 4e-2 * MAGNIFIED, torch.float64: 1e-6}
 PRECISIONS = {
     'float16 by autocast': (torch.float16, True), 'bfloat16 by autocast': (torch.bfloat16, True),
     'bfloat16': (torch.bfloat16, False), 'float16': (torch.float16, False), 'float64': (torch.float64, False),
@@ -118,7 +121,7 @@ def test_float16_by_autocast_is_as_near_to_float32_as_in_the_release(width):
             (output[name].float() - exact[name]).abs().max().item()
             for output, exact in zip(outputs, expected.outputs) for name in PREDICTIONS
         )
-    assert 0 < differences['managed'] < 1.25 * differences['legacy'] < 1e-3
+    assert 0 < differences['managed'] < 1.25 * differences['legacy'] < 1e-3 * MAGNIFIED
 
 
 def test_a_model_may_change_its_precision(monkeypatch):

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 import torch
 from episodes import Episodes
+from lightzeros import IS_MAIN, of_release
 from models import build_model, kv_cache, observations
 from searches import search
 from test_imagine import begin, check_rollout
@@ -81,6 +82,7 @@ def test_a_rollout_goes_on_from_a_search_that_no_root_inference_has_begun():
     check_rollout(model.world_model.imagine(node.latent_state, horizon=3), contexts, [0, 0], depth=1)
 
 
+@of_release('its rotary table begins again')
 def test_contexts_that_the_rotary_table_of_the_release_tears_apart_are_not_compared():
     cache = kv_cache(mode='validate', rope_positions='release')
     player = Player(kv_cache=cache, rotary=True, context_length=20, max_seq_len=40)
@@ -119,13 +121,14 @@ def test_what_a_search_of_the_release_hands_down_as_its_depth(actions):
         true_depths += of_parents
         numbers += expansion.parents
     assert max(true_depths) > 1
-    if actions == 'discrete':
+    if actions == 'discrete' or IS_MAIN:
         assert handed_down == [depth + 1 for depth in true_depths]
     else:
         # The number of the expanded node: that of the simulation that made it, 0 for the root.
         assert handed_down == numbers != true_depths
 
 
+@of_release('the number of a simulation comes in place of the depth')
 def test_children_of_the_roots_are_where_training_has_them_in_sampled_unizero():
     player = Player(kv_cache=kv_cache(mode='validate'), rotary=True, actions='continuous', context_length=20)
     for _ in range(3):

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from lightzeros import IS_MAIN, of_release
 from models import build_model, kv_cache, observations, random_action, two_tokens_per_observation
 from searches import search
 from test_world_model import MODELS
@@ -70,6 +71,7 @@ def expand_root_and_child(player):
     player.model.recurrent_inference([(mixed, torch.tensor([2, 2]))], 1, [1, 2], [np.array(0)] * 2)
 
 
+@of_release('it pads without a mask')
 def test_unequal_lengths_are_not_compared():
     player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
     expand_root_and_child(player)
@@ -77,6 +79,7 @@ def test_unequal_lengths_are_not_compared():
     assert player.report.agreed == 5
 
 
+@of_release('it takes no mixed batch')
 def test_first_steps_beside_running_episodes_crash_the_release_and_are_not_compared():
     player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
     player.step([0, 1])
@@ -99,6 +102,7 @@ def test_keys_that_collide_in_the_release_are_not_compared():
     assert player.report.agreed > 0
 
 
+@of_release('its keys outlive their entries')
 def test_searches_longer_than_the_release_knows_of_are_not_compared_where_it_overwrites():
     player = Player(kv_cache=kv_cache(mode='validate'), context_length=20, env_num=1, num_simulations=5)
     for _ in range(3):
@@ -189,6 +193,7 @@ def test_a_nan_never_agrees():
         player.step([0])
 
 
+@of_release('it pads without a mask')
 def test_the_report_reads_as_sentences():
     player = Player(kv_cache=kv_cache(mode='validate'), context_length=20)
     expand_root_and_child(player)
@@ -235,6 +240,7 @@ def test_windows_of_odd_length_are_not_compared_once_they_are_full(context_lengt
     assert report.not_compared[release_limits.ODD_WINDOW] > 20
 
 
+@of_release('its attention ends at max_tokens')
 def test_contexts_longer_than_the_releases_attention_are_not_compared():
     report = what_the_release_cannot_run(context_length=20, max_tokens=6, max_blocks=3, rotary=True)
     assert report.agreed > 0
@@ -284,3 +290,54 @@ def test_what_the_release_fails_at_for_no_known_reason_is_not_counted_but_said(m
     with pytest.raises(StockInferenceError, match=r"the stock code has failed \(KeyError: 'a bug'\)"):
         player.step([0])
     assert not player.report.not_compared
+
+
+@pytest.mark.skipif(not IS_MAIN, reason="the installed LightZero is not the main branch's")
+class TestOnMain:
+    """What main does right is compared, what it does wrong is named."""
+
+    @pytest.mark.parametrize('new_manager', [False, True], ids=['old cache', 'new manager'])
+    def test_any_batch_of_any_lengths_is_compared(self, new_manager):
+        player = Player(
+            kv_cache=kv_cache(mode='validate'), context_length=20, observation='image',
+            use_new_cache_manager=new_manager
+        )
+        expand_root_and_child(player)
+        player.step([0, 1, 2], 6)
+        player.end(1)
+        player.step([2, 1], 6)
+        player.step([1, 3, 0], 6)
+        report = player.report
+        assert report.differed == 0 and not report.not_compared
+        assert report.agreed == 2 + 2 + 2 + 3 * 7 + 2 * 7 + 3 * 7
+
+    def test_its_exact_window_is_compared_past_the_window(self):
+        player = Player(
+            kv_cache=kv_cache(mode='validate'), context_length=8, observation='image',
+            rebuild_kv_window_from_tokens=True
+        )
+        for _ in range(5):
+            player.step([0, 1], 8)
+        assert player.report.agreed == 5 * 2 * 9 and not player.report.not_compared
+
+    def test_nodes_whose_entries_it_has_overwritten_start_over(self):
+        player = Player(kv_cache=kv_cache(mode='validate'), context_length=20, env_num=1, num_simulations=5)
+        for _ in range(3):
+            player.step([0], 40)
+        assert set(player.report.not_compared) == {validated.STARTS_OVER} and player.report.agreed > 20
+
+    def test_negative_timesteps_are_not_compared_with_rotary_positions(self):
+        player = Player(
+            kv_cache=kv_cache(mode='validate'), context_length=20, observation='image', rotary=True,
+            has_timesteps=False
+        )
+        for _ in range(2):
+            player.step([0, 1], 3)
+        assert player.report.not_compared == {validated.NEGATIVE: 2 * 2 * 4}
+
+    def test_in_sampled_unizero_mixed_batches_are_not_compared(self):
+        player = Player(kv_cache=kv_cache(mode='validate'), context_length=20, actions='continuous')
+        player.step([0, 1])
+        player.end(1)
+        player.step([0, 1], 4)
+        assert player.report.not_compared == {validated.MIXED: 2 * 5}

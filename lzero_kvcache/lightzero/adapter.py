@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..config import KVCacheConfig
+from .stock_entries import StockEntries
 
 
 class LastSteps(ABC):
@@ -41,6 +42,10 @@ class LightZero(ABC):
 
     name: str
     last_steps: type[LastSteps]
+    # Modules of the package that register policies which it alone has.
+    more_policies: Sequence[str] = ()
+    # Its own caches, for mode 'validate'.
+    stock_entries: StockEntries
     # The searches' functions from logits to scalars, by the names of the attributes that hold them.
     scalar_transforms: Sequence[str]
     # Whether its evaluator can run only one episode per environment.

@@ -10,6 +10,7 @@ from .adapter import LastSteps, LightZero
 from .main_config import cache_config
 from .main_models import mend_models
 from .main_reanalysis import search_all_roots_at_once
+from .stock_entries import MainEntries
 
 
 class LastStepsOfEnvironments(LastSteps):
@@ -18,6 +19,8 @@ class LastStepsOfEnvironments(LastSteps):
         Main asks for them by two methods in UniZero, and in Sampled UniZero keeps them as the release does.
     """
 
+    # Sampled UniZero does not set it, and a checkpoint asks for it.
+    use_adaptive_entropy_weight = False
     _kv_cache_last_steps: Optional[tuple[torch.Tensor, list]] = None
 
     def _create_model(self, cfg: Mapping[str, Any], model: Optional[nn.Module] = None) -> nn.Module:
@@ -73,6 +76,8 @@ class Main(LightZero):
     """
 
     name = "LightZero's main branch"
+    more_policies = ('lzero_kvcache.plugin.more_policies', )
+    stock_entries = MainEntries()
     scalar_transforms = ('value_inverse_scalar_transform_handle', 'reward_inverse_scalar_transform_handle')
     last_steps = LastStepsOfEnvironments
     evaluates_one_episode_each = False

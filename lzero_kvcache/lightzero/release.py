@@ -8,6 +8,7 @@ from torch import nn
 from ..broken_settings import check_settings
 from ..config import KVCacheConfig
 from .adapter import LastSteps, LightZero
+from .stock_entries import StockEntries
 
 
 class LastStepsOfBatch(LastSteps):
@@ -30,6 +31,7 @@ class Release(LightZero):
     """
 
     name = 'LightZero 0.2.0'
+    stock_entries = StockEntries()
     scalar_transforms = ('inverse_scalar_transform_handle', )
     last_steps = LastStepsOfBatch
     evaluates_one_episode_each = True

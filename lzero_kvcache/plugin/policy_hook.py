@@ -14,7 +14,7 @@ from ..config import KEY_PATH
 from ..ddp import mend_release
 from ..lightzero import installed
 from ..placement import check_placement
-from ..world_model import KVCacheWorldModel, KVCacheWorldModelMixin
+from ..world_model import ADOPTABLE, KVCacheWorldModel, KVCacheWorldModelMixin
 from ..world_model.dimensions import check_dimensions
 from ..world_model.positions import host_timesteps
 from .evaluator import mend_evaluator
@@ -183,7 +183,7 @@ def _environment_ids(data: torch.Tensor, ready_env_id: Any) -> list[int]:
 
 
 def _managed_world_model(world_model: WorldModel, cfg: EasyDict) -> Optional[KVCacheWorldModelMixin]:
-    if type(world_model) is WorldModel:
+    if type(world_model) in ADOPTABLE:
         KVCacheWorldModel.adopt(world_model)
     if not isinstance(world_model, KVCacheWorldModelMixin):
         if LIGHTZERO.cache_config(world_model.config) is None:

@@ -2,9 +2,10 @@
 from ..stats import RebuildStats
 from .imagination import Imagination
 from .managed import ManagedInference
-from .mixin import KVCacheWorldModel, KVCacheWorldModelMixin
+from .mixin import ADOPTABLE, KVCacheWorldModel, KVCacheWorldModelMixin, adoptable
 from .roots import RootEnvironments
 
 __all__ = [
-    'Imagination', 'KVCacheWorldModel', 'KVCacheWorldModelMixin', 'ManagedInference', 'RebuildStats', 'RootEnvironments'
+    'ADOPTABLE', 'Imagination', 'KVCacheWorldModel', 'KVCacheWorldModelMixin', 'ManagedInference', 'RebuildStats',
+    'RootEnvironments', 'adoptable'
 ]

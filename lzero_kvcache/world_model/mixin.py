@@ -71,9 +71,10 @@ class KVCacheWorldModelMixin:
         Overview:
             The pools of this world model. Where the stock code runs, its own manager, if it has one, or None.
         """
-        inference = vars(self).get('_kv_cache_inference')
-        managed = None if inference is None else inference.manager
-        return vars(self).get('kv_cache_manager') if managed is None else managed
+        own, inference = vars(self), vars(self).get('_kv_cache_inference')
+        if inference is None or inference.manager is None or own.get('_kv_cache_stock_runs'):
+            return own.get('kv_cache_manager')
+        return inference.manager
 
     @kv_cache_manager.setter
     def kv_cache_manager(self, manager: Any) -> None:
@@ -195,17 +196,29 @@ class KVCacheWorldModelMixin:
     def clear_caches(self) -> None:
         """Drop every cached context, as LightZero does after each round of training."""
         self._kv_cache_inference.clear()
-        super().clear_caches()
+        with self._own_manager():
+            super().clear_caches()
 
     def stock_initial_inference(self, obs_act_dict: dict, start_pos: Any) -> tuple[torch.Tensor, ...]:
         """The stock ``forward_initial_inference`` on the stock state."""
-        return super().forward_initial_inference(obs_act_dict, start_pos)
+        with self._own_manager():
+            return super().forward_initial_inference(obs_act_dict, start_pos)
 
     def stock_recurrent_inference(
             self, state_action_history: list[tuple], simulation_index: int, search_depth: Sequence[int], start_pos: Any
     ) -> tuple[torch.Tensor, ...]:
         """The stock ``forward_recurrent_inference`` on the stock state."""
-        return super().forward_recurrent_inference(state_action_history, simulation_index, search_depth, start_pos)
+        with self._own_manager():
+            return super().forward_recurrent_inference(state_action_history, simulation_index, search_depth, start_pos)
+
+    @contextmanager
+    def _own_manager(self) -> Iterator[None]:
+        # The stock code asks its own manager for its contexts, if it has one.
+        vars(self)['_kv_cache_stock_runs'] = True
+        try:
+            yield
+        finally:
+            vars(self)['_kv_cache_stock_runs'] = False
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
         before = self.transformer.ln_f.weight
@@ -221,14 +234,29 @@ class KVCacheWorldModelMixin:
         return applied
 
 
+# Stock classes, and the same with the managed cache.
+ADOPTABLE: dict[type, type] = {}
+
+
+def adoptable(stock: type) -> Callable[[type], type]:
+    """A decorator: instances of a stock class can become such of the decorated one."""
+
+    def register(managed: type) -> type:
+        ADOPTABLE[stock] = managed
+        return managed
+
+    return register
+
+
+@adoptable(WorldModel)
 class KVCacheWorldModel(KVCacheWorldModelMixin, WorldModel):
     """LightZero's world model with the managed cache."""
 
     @classmethod
-    def adopt(cls, world_model: WorldModel) -> 'KVCacheWorldModel':
+    def adopt(cls, world_model: WorldModel) -> KVCacheWorldModelMixin:
         """Turn a stock world model into one with the managed cache, in place, and return it. Parameters and random
         state are untouched. A ValueError as ``configure_kv_cache``.
         """
-        world_model.__class__ = cls
+        world_model.__class__ = ADOPTABLE.get(type(world_model), cls)
         world_model.configure_kv_cache()
         return world_model

@@ -1,14 +1,16 @@
-"""The contents of the release's own caches, tracked from outside."""
+"""The contents of the stock code's own caches, tracked from outside."""
 from collections.abc import Sequence
 from typing import Any, NamedTuple, Optional
 
 import numpy as np
 from lzero.model.unizero_world_models.utils import hash_state
 
-PADDED = 'stock fault: of unequal lengths the release pads the shorter rows and lets the padding take attention'
-NO_HISTORY = 'stock fault: the release has lost the history and starts over from the last observation'
-WRONG_ENTRY = "stock fault: the release's key leads to another step's or node's context"
-OLD_WEIGHTS = 'stock fault: the release goes on from keys and values of other weights'
+from ..lightzero import installed
+
+PADDED = 'stock fault: of unequal lengths LightZero pads the shorter rows and lets the padding take attention'
+NO_HISTORY = 'stock fault: LightZero has lost the history and starts over from the last observation'
+WRONG_ENTRY = "stock fault: LightZero's key leads to another step's or node's context"
+OLD_WEIGHTS = 'stock fault: LightZero goes on from keys and values of other weights'
 
 
 class StockContext(NamedTuple):
@@ -30,6 +32,7 @@ class StockCaches:
     def __init__(self) -> None:
         self._of_roots: dict[tuple[int, int], StockContext] = {}
         self._of_nodes: dict[int, StockContext] = {}
+        self._entries = installed().stock_entries
 
     def outdate_roots(self) -> None:
         """The weights have changed."""
@@ -38,47 +41,61 @@ class StockCaches:
     def begin_search(self) -> None:
         self._of_nodes.clear()
 
-    def add_root(self, world_model: Any, row: int, latent: np.ndarray, owner: int, flaw: Optional[str]) -> None:
+    def add_root(self, world_model: Any, place: int, latent: np.ndarray, owner: int, flaw: Optional[str]) -> None:
         """The stock code has written the context of a root."""
-        slot = world_model.past_kv_cache_init_infer_envs[row][hash_state(latent)]
-        self._of_roots[row, slot] = StockContext(owner, flaw, world_model.shared_pool_init_infer[row][slot].size)
+        slot = self._entries.root_slot(world_model, place, hash_state(latent))
+        size = self._entries.root_size(world_model, place, slot)
+        self._of_roots[place, slot] = StockContext(owner, flaw, size)
 
-    def add_node(self, world_model: Any, slot: int, owner: int, flaw: Optional[str]) -> None:
-        """The stock code has written the context of a node."""
-        slot %= world_model.shared_pool_size
-        self._of_nodes[slot] = StockContext(owner, flaw, world_model.shared_pool_recur_infer[slot].size)
+    def add_nodes(
+            self, world_model: Any, latents: Sequence[np.ndarray], owners: Sequence[int],
+            flaws: Sequence[Optional[str]]
+    ) -> None:
+        """The stock code has written the contexts of nodes."""
+        slots = self._entries.written_slots(world_model, [hash_state(latent) for latent in latents])
+        for slot, owner, flaw in zip(slots, owners, flaws):
+            self._of_nodes[slot] = StockContext(owner, flaw, self._entries.node_size(world_model, slot))
 
     def root_flaws(
-            self, world_model: Any, latents: np.ndarray, owners: Sequence[Optional[int]], lengths: np.ndarray, lost: str
+            self, world_model: Any, places: Sequence[int], latents: np.ndarray, owners: Sequence[Optional[int]],
+            lengths: np.ndarray, lost: str
     ) -> tuple[list[Optional[str]], list[int]]:
-        """What is wrong with the contexts of the stock code's roots, and how many tokens they have. ``owners`` and
-        ``lengths`` are those of the managed contexts; ``lost`` is said where there is no context.
+        """What is wrong with the contexts of the stock code's roots, looked up in ``places``, and how many tokens they
+        have. ``owners`` and ``lengths`` are those of the managed contexts; ``lost`` is said where there is no context.
         """
         flaws: list[Optional[str]] = []
         stock_lengths = []
-        for row, (latent, owner, managed_length) in enumerate(zip(latents, owners, lengths)):
-            slot = world_model.past_kv_cache_init_infer_envs[row].get(hash_state(latent))
-            context = self._of_roots.get((row, slot))
-            length = 1 if slot is None else world_model.shared_pool_init_infer[row][slot].size
-            stock_lengths.append(length)
+        for row, (place, latent) in enumerate(zip(places, latents)):
+            slot = self._entries.root_slot(world_model, place, hash_state(latent))
+            context = self._of_roots.get((place, slot))
+            stock_lengths.append(1 if slot is None else self._entries.root_size(world_model, place, slot))
             if slot is None:
                 flaws.append(lost)
             elif context is None:
                 flaws.append(WRONG_ENTRY)
             else:
-                flaws.append(context.flaw_for(owner) or (None if length == managed_length else WRONG_ENTRY))
-        longest = max(stock_lengths)
-        return [flaw or (None if length == longest else PADDED) for flaw, length in zip(flaws, stock_lengths)], (
-            stock_lengths
-        )
+                flaws.append(
+                    context.flaw_for(owners[row]) or (WRONG_ENTRY if stock_lengths[row] != lengths[row] else None)
+                )
+        return [
+            flaw or self.padding_flaw(length, stock_lengths) for flaw, length in zip(flaws, stock_lengths)
+        ], stock_lengths
 
-    def node_contexts(self, world_model: Any, latents: Sequence[np.ndarray]) -> list[Optional[StockContext]]:
-        """The contexts, by row, that the stock code finds at nodes of these latent states; None: it has none."""
+    def padding_flaw(self, length: int, lengths: Sequence[int]) -> Optional[str]:
+        """What is wrong with a row of a batch of some lengths because it is padded."""
+        return PADDED if self._entries.pads_without_mask and length != max(lengths) else None
+
+    def node_contexts(
+            self, world_model: Any, places: Sequence[int], latents: Sequence[np.ndarray]
+    ) -> list[Optional[StockContext]]:
+        """The contexts, by row, that the stock code goes on from at nodes of these latent states; None: it has none."""
         contexts = []
-        for row, key in enumerate(map(hash_state, latents)):
-            init_cache = {} if world_model.reanalyze_phase else world_model.past_kv_cache_init_infer_envs[row]
+        for place, key in zip(places, map(hash_state, latents)):
+            slot = None
+            if not world_model.reanalyze_phase:
+                slot = self._entries.root_slot(world_model, place, key)
             contexts.append(
-                self._of_roots.get((row, init_cache[key])) if key in init_cache
-                else self._of_nodes.get(world_model.past_kv_cache_recurrent_infer.get(key))
+                self._of_nodes.get(self._entries.node_slot(world_model, key)) if slot is None
+                else self._of_roots.get((place, slot))
             )
         return contexts

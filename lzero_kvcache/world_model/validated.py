@@ -7,31 +7,35 @@ import numpy as np
 import torch
 
 from ..config import KVCacheConfig
+from ..lightzero import installed
 from ..search.search import Search
 from .cached_model import StepOutputs
 from .managed import ManagedInference, Outputs
 from .positions import host_timesteps
 from .release_limits import fault_of_dtype, fault_of_lengths
 from .roots import RootEnvironments, check_expansion, is_first_step
-from .stock_caches import NO_HISTORY, PADDED, StockCaches, StockContext
+from .stock_caches import NO_HISTORY, StockCaches, StockContext
 from .validation_report import KVCacheMismatchError, StockInferenceError, ValidationReport
 
 logger = logging.getLogger('lzero_kvcache')
 
-MIXED = 'stock fault: the release cannot take first steps and running episodes in one batch'
-TOO_WIDE = 'stock fault: the release cannot take more rows than env_num'
-MISS = 'stock fault: the release has no entry for the node and would crash'
-STALE_TABLES = 'stock fault: the release shifted the window by position tables of other weights'
-PAST_WINDOW = "past the window: window='rebuild' is exact where the release approximates"
-MANY_TOKENS = 'stock fault: the release cannot search with observations of more than one token'
-BEGUN_ANEW = "on_miss='reset': the managed context has begun anew where the release still has its own"
+MIXED = 'stock fault: LightZero cannot take first steps and running episodes in one batch'
+TOO_WIDE = 'stock fault: LightZero cannot take more rows than env_num'
+MISS = 'stock fault: LightZero has no entry for the node and would crash'
+STARTS_OVER = 'stock fault: LightZero has no entry for the node and starts over from its latent state'
+GIVEN = 'contexts that are given for reanalysis: both begin with them, and are not compared'
+NEGATIVE = 'stock fault: LightZero refuses the rotary positions of negative timesteps'
+STALE_TABLES = 'stock fault: LightZero shifted the window by position tables of other weights'
+PAST_WINDOW = "past the window: window='rebuild' is exact where LightZero approximates"
+MANY_TOKENS = 'stock fault: LightZero cannot search with observations of more than one token'
+BEGUN_ANEW = "on_miss='reset': the managed context has begun anew where LightZero still has its own"
 MISPLACED = (
-    'stock fault: the release puts the tokens of a search further from their root than training does, by one step, or '
+    'stock fault: LightZero puts the tokens of a search further from their root than training does, by one step, or '
     "in Sampled UniZero by the number of the simulation; with rope_positions='release' they are compared"
 )
-TORN = 'stock fault: at max_seq_len the rotary positions of the release begin again within a context'
-NO_TIMESTEPS = 'stock fault: without timesteps the release gives all steps of an episode the same rotary positions'
-REANALYSIS = 'stock fault: in reanalysis the release ignores its cache and starts over at every node'
+TORN = 'stock fault: at max_seq_len the rotary positions of LightZero begin again within a context'
+NO_TIMESTEPS = 'stock fault: without timesteps LightZero gives all steps of an episode the same rotary positions'
+REANALYSIS = 'stock fault: in reanalysis LightZero ignores its cache and starts over at every node'
 
 # What is compared, and where the stock code returns it.
 ROOT_OUTPUTS = {'latent': 1, 'policy': 3, 'value': 4}
@@ -46,6 +50,7 @@ class ValidatedInference(ManagedInference):
     def __init__(self, world_model: Any, config: KVCacheConfig, env_num: int, **sizes: Any) -> None:
         super().__init__(world_model, config, env_num=env_num, **sizes)
         self.report = ValidationReport()
+        self._entries = installed().stock_entries
         self._stock = StockCaches()
         self._begin_stock_search((), None, MISS)
         # By phase, why the stock code did not run at the last roots.
@@ -77,14 +82,18 @@ class ValidatedInference(ManagedInference):
             self._stock.outdate_roots()
         for row in self.histories.last_begun_anew:
             owners[row] = None
-        fault = _root_fault(world_model, obs_act_dict, batch_size)
+        fault = self._root_fault(world_model, obs_act_dict, start_pos, batch_size)
+        places = [self._entries.place(row, env_id) for row, env_id in enumerate(env_ids)]
         flaws: list[Optional[str]] = [None] * batch_size
-        if fault is None and _is_running(obs_act_dict, 0, world_model):
+        if fault is None and any(_is_running(obs_act_dict, row, world_model) for row in range(batch_size)):
             last_latents = world_model.tokenizer.encode_to_obs_embeddings(obs_act_dict['obs'])
             flaws, lengths = self._stock.root_flaws(
-                world_model, last_latents.detach().cpu().numpy(), owners, self.context_lengths,
+                world_model, places, last_latents.detach().cpu().numpy(), owners, self.context_lengths,
                 self._skipped_roots.get(roots.phase) or NO_HISTORY
             )
+            for row in range(batch_size):
+                if not _is_running(obs_act_dict, row, world_model):
+                    flaws[row], lengths[row] = None, max(lengths)
             fault = fault_of_lengths(world_model, lengths)
         self._begin_stock_search(env_ids, outputs[1], fault)
         self._timesteps = [history.steps[-1].timestep for history in histories]
@@ -100,12 +109,15 @@ class ValidatedInference(ManagedInference):
                 newest = 2 * self._timesteps[row]
                 if length and flaws[row] is None:
                     flaws[row] = self._position_flaw(world_model, row, timesteps[row], newest - length, newest)
-        stock = _run_stock(world_model.stock_initial_inference, obs_act_dict, list(map(np.asarray, timesteps)))
+        stock = _run_stock(
+            world_model.stock_initial_inference, dict(obs_act_dict, ready_env_id=list(env_ids)),
+            list(map(np.asarray, timesteps))
+        )
         self._compare(ROOT_OUTPUTS, outputs, stock, flaws, [0] * batch_size)
         for row, latent in enumerate(stock[1].detach().cpu().numpy()):
             length = self.context_lengths[row] + 1 + _is_running(obs_act_dict, row, world_model)
             self._stock.add_root(
-                world_model, row, latent, self.search.first_key + row,
+                world_model, places[row], latent, self.search.first_key + row,
                 flaws[row] or self._window_flaw(world_model, length)
             )
             self._stock_latents[row] = latent
@@ -144,16 +156,20 @@ class ValidatedInference(ManagedInference):
         fault = self._search_flaw
         if fault is None and any(latent is None for latent in stock_latents):
             fault = next((self._unmade[parent] for parent in parents if parent in self._unmade), MISS)
-        contexts = [] if fault else self._stock.node_contexts(world_model, stock_latents)
+        places = [self._entries.place(row, env_id) for row, env_id in enumerate(self._env_ids)]
+        contexts = [] if fault else self._stock.node_contexts(world_model, places, stock_latents)
+        # A context that is missing begins with the latent state.
+        stock_lengths = [1 if context is None else context.length for context in contexts]
         if fault is None and not world_model.reanalyze_phase:
-            fault = MISS if None in contexts else fault_of_lengths(world_model, [each.length for each in contexts])
+            missing = None in contexts and self._entries.crashes_without_entry
+            fault = MISS if missing else fault_of_lengths(world_model, stock_lengths)
         if fault is not None:
             self.report.not_compared[fault] += len(parents)
             self._unmade.update((child, fault) for child in children)
             return
 
         flaws = [
-            self._node_flaw(world_model, context, parent, length == max(lengths))
+            self._node_flaw(world_model, context, parent, length, lengths)
             for context, parent, length in zip(contexts, parents, lengths)
         ]
         timesteps = host_timesteps(start_pos, len(parents))
@@ -162,18 +178,17 @@ class ValidatedInference(ManagedInference):
                 flaws[row] = self._search_position_flaw(
                     world_model, parent, int(lengths[row]), int(timesteps[row]), int(search_depth[row])
                 ) or flaws[row]
-        next_slot = world_model.shared_pool_index
         stock = _run_stock(
             world_model.stock_recurrent_inference, [(np.stack(stock_latents), actions)], 0, search_depth,
             start_pos if world_model.reanalyze_phase else list(map(np.asarray, timesteps))
         )
         self._compare(NODE_OUTPUTS, outputs, stock, flaws, self.search.nodes.depths[children])
-        for row, (child, latent) in enumerate(zip(children, stock[1].detach().cpu().numpy())):
-            self._stock_latents[child] = latent
-            self._stock.add_node(
-                world_model, next_slot + row, self.search.first_key + child,
-                flaws[row] or self._window_flaw(world_model, int(lengths[row]) + 2)
-            )
+        made = stock[1].detach().cpu().numpy()
+        self._stock_latents.update(zip(children, made))
+        self._stock.add_nodes(
+            world_model, made, [self.search.first_key + child for child in children],
+            [flaw or self._window_flaw(world_model, int(length) + 2) for flaw, length in zip(flaws, lengths)]
+        )
 
     def _begin_stock_search(
             self, env_ids: Sequence[int], latents: Optional[torch.Tensor], fault: Optional[str]
@@ -190,13 +205,15 @@ class ValidatedInference(ManagedInference):
         self._unmade: dict[int, str] = {}
 
     def _node_flaw(
-            self, world_model: Any, context: Optional[StockContext], parent: int, is_longest: bool
+            self, world_model: Any, context: Optional[StockContext], parent: int, length: int, lengths: np.ndarray
     ) -> Optional[str]:
         if parent in self._begun_anew:
             return BEGUN_ANEW
         if world_model.reanalyze_phase:
             return None if self.search.parent(parent) is None else REANALYSIS
-        return context.flaw_for(self.search.first_key + parent) or (None if is_longest else PADDED)
+        if context is None:
+            return STARTS_OVER
+        return context.flaw_for(self.search.first_key + parent) or self._stock.padding_flaw(length, lengths)
 
     def _search_position_flaw(
             self, world_model: Any, parent: int, length: int, timestep: int, reported_depth: int
@@ -212,6 +229,8 @@ class ValidatedInference(ManagedInference):
         """What is wrong with rotary positions from ``oldest`` to ``newest`` in the release; None: nothing."""
         if timestep != self._timesteps[tree]:
             return NO_TIMESTEPS
+        if not self._entries.tears_rotary_table:
+            return None
         end = world_model.config.max_seq_len
         return TORN if oldest // end != newest // end else None
 
@@ -219,7 +238,7 @@ class ValidatedInference(ManagedInference):
         if length < world_model.context_length - 1:
             return None
         if self.config.window == 'rebuild':
-            return PAST_WINDOW
+            return None if self._entries.rebuilds_window(world_model) else PAST_WINDOW
         if world_model.config.rotary_emb or self._tables_are_current(world_model):
             return None
         return STALE_TABLES
@@ -262,6 +281,30 @@ class ValidatedInference(ManagedInference):
                 f'{self.config.validation_tolerance:.3g}; so far {self.report}'
             )
 
+    def _root_fault(
+            self, world_model: Any, obs_act_dict: dict, start_pos: Any, batch_size: int
+    ) -> Optional[str]:
+        if world_model.num_observations_tokens > 1:
+            return MANY_TOKENS
+        if batch_size > world_model.env_num:
+            return TOO_WIDE
+        fault = fault_of_dtype(world_model)
+        if fault is not None:
+            return fault
+        if world_model.config.rotary_emb and self._entries.refuses_negative_timesteps:
+            if (host_timesteps(start_pos, batch_size) < 0).any():
+                return NEGATIVE
+        first_steps = [is_first_step(action, world_model) for action in obs_act_dict['action'][:batch_size]]
+        if self._entries.mixes_first_steps(world_model):
+            return None
+        return MIXED if any(first_steps) and not all(first_steps) else None
+
+    def begin_at(self, world_model: Any, latents: torch.Tensor, contexts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """As ``ManagedInference.begin_at``; the search is not compared."""
+        policy = super().begin_at(world_model, latents, contexts)
+        self._begin_stock_search(range(len(policy)), None, GIVEN)
+        return policy
+
 
 def _is_running(obs_act_dict: dict, row: int, world_model: Any) -> bool:
     return not is_first_step(obs_act_dict['action'][row], world_model)
@@ -276,12 +319,3 @@ def _run_stock(inference: Callable, *arguments: Any) -> Outputs:
             f"({type(error).__name__}: {error}), which no known fault of the release explains; kv_cache.mode='managed' "
             'runs without it'
         ) from error
-
-
-def _root_fault(world_model: Any, obs_act_dict: dict, batch_size: int) -> Optional[str]:
-    if world_model.num_observations_tokens > 1:
-        return MANY_TOKENS
-    if batch_size > world_model.env_num:
-        return TOO_WIDE
-    are_running = [_is_running(obs_act_dict, row, world_model) for row in range(batch_size)]
-    return fault_of_dtype(world_model) or (MIXED if any(are_running) and not all(are_running) else None)
