@@ -41,5 +41,4 @@ def support_options(scale: int) -> dict[str, Any]:
 
 def simulations(count: int) -> dict[str, int]:
     """What a policy's config says of the number of simulations, of all searches."""
-    names = ('num_simulations', 'collect_num_simulations', 'eval_num_simulations')
-    return dict.fromkeys(names if IS_MAIN else names[:1], count)
+    return dict.fromkeys(installed().simulation_keys, count)

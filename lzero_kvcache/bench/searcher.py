@@ -7,6 +7,7 @@ from ding.utils import deep_merge_dicts
 from easydict import EasyDict
 from lzero.policy.unizero import UniZeroPolicy
 
+from ..lightzero import installed
 from ..plugin import UniZeroKVCachePolicy
 
 NUM_ACTIONS = 6
@@ -42,7 +43,8 @@ class Searcher:
         )
         changes = dict(
             device='cpu', cuda=False, use_wandb=False, collect_with_pure_policy=False, collector_env_num=env_num,
-            evaluator_env_num=env_num, num_simulations=num_simulations, game_segment_length=50,
+            evaluator_env_num=env_num, game_segment_length=50,
+            **dict.fromkeys(installed().simulation_keys, num_simulations),
             model=dict(
                 observation_shape=self._shape if len(self._shape) > 1 else self._shape[0],
                 action_space_size=NUM_ACTIONS, continuous_action_space=False,

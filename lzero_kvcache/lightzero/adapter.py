@@ -48,6 +48,8 @@ class LightZero(ABC):
     stock_entries: StockEntries
     # The searches' functions from logits to scalars, by the names of the attributes that hold them.
     scalar_transforms: Sequence[str]
+    # The entries of a policy's config that say how many simulations its searches have.
+    simulation_keys: Sequence[str]
     # Whether its evaluator can run only one episode per environment.
     evaluates_one_episode_each: bool
     # Whether its segment collector needs timesteps in observations, and hands down those of the round's first step.
@@ -66,7 +68,6 @@ class LightZero(ABC):
             - ValueError: On a value that is not allowed, with its full key path.
         """
 
-    @abstractmethod
     def num_simulations(self, policy: Mapping[str, Any]) -> int:
         """
         Overview:
@@ -74,6 +75,7 @@ class LightZero(ABC):
         Arguments:
             - policy (:obj:`Mapping[str, Any]`): The policy's config, defaults included.
         """
+        return max(policy[name] for name in self.simulation_keys if policy.get(name) is not None)
 
     @abstractmethod
     def check_settings(self, policy: Mapping[str, Any], fields: Collection[str], entry: Optional[str] = None) -> None:

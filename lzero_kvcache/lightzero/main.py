@@ -79,6 +79,7 @@ class Main(LightZero):
     more_policies = ('lzero_kvcache.plugin.more_policies', )
     stock_entries = MainEntries()
     scalar_transforms = ('value_inverse_scalar_transform_handle', 'reward_inverse_scalar_transform_handle')
+    simulation_keys = ('num_simulations', 'collect_num_simulations', 'eval_num_simulations')
     last_steps = LastStepsOfEnvironments
     evaluates_one_episode_each = False
     needs_timesteps_in_segments = False
@@ -89,14 +90,6 @@ class Main(LightZero):
             As ``LightZero.cache_config``.
         """
         return cache_config(world_model_cfg)
-
-    def num_simulations(self, policy: Mapping[str, Any]) -> int:
-        """
-        Overview:
-            As ``LightZero.num_simulations``: collecting and evaluating have numbers of their own.
-        """
-        names = ('num_simulations', 'collect_num_simulations', 'eval_num_simulations')
-        return max(policy[name] for name in names if policy.get(name) is not None)
 
     def check_settings(self, policy: Mapping[str, Any], fields: Collection[str], entry: Optional[str] = None) -> None:
         """

@@ -33,6 +33,7 @@ class Release(LightZero):
     name = 'LightZero 0.2.0'
     stock_entries = StockEntries()
     scalar_transforms = ('inverse_scalar_transform_handle', )
+    simulation_keys = ('num_simulations', )
     last_steps = LastStepsOfBatch
     evaluates_one_episode_each = True
     needs_timesteps_in_segments = True
@@ -43,13 +44,6 @@ class Release(LightZero):
             As ``LightZero.cache_config``.
         """
         return KVCacheConfig.from_world_model_config(world_model_cfg)
-
-    def num_simulations(self, policy: Mapping[str, Any]) -> int:
-        """
-        Overview:
-            As ``LightZero.num_simulations``.
-        """
-        return policy['num_simulations']
 
     def check_settings(self, policy: Mapping[str, Any], fields: Collection[str], entry: Optional[str] = None) -> None:
         """
