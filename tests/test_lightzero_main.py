@@ -402,6 +402,19 @@ class TestTraining:
         seeded = run.policy._target_model.world_model.reanalysis_root_seed_count
         assert (seeded > 0) == contextual
 
+    def test_collectors_beside_the_learner(self, tmp_path, capfd):
+        """In processes of their own, to which new weights come between searches."""
+        pytest.importorskip('ray')
+        from lzero.entry import train_unizero_segment_async
+
+        configs = small_configs(
+            'atari_unizero_segment_config', dict(strategy='lru', log_interval=1), buffer_reanalyze_freq=0
+        )
+        call_entry(train_unizero_segment_async, tmp_path, configs, max_env_step=80, max_train_iter=8)
+        assert (tmp_path / 'run/ckpt/iteration_8.pth.tar').exists()
+        shown = ''.join(capfd.readouterr())
+        assert shown.count('kv_cache, collect') > 10 and shown.count('kv_cache, eval') > 10
+
     def test_eval_muzero_and_checkpoints_both_ways(self, tmp_path):
         """Trained with the plugin, evaluated with and without it, and trained on by main alone."""
         run = train('cartpole_unizero_config', tmp_path, dict())
