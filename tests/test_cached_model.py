@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightzeros import MLP, stock_transform
+from lightzeros import IS_MAIN, MLP, stock_transform
 from lzero.model.unizero_world_models.slicer import Head
 from lzero.model.unizero_world_models.transformer import Block
 from models import build_model, kv_cache, random_action
@@ -239,5 +239,6 @@ def test_a_step_starts_few_kernels(no_gradients):
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         cached.step(slab, index, actions, *others)
     events = [event for event in profiler.events() if event.cpu_parent is None]
-    # A GPU computes GELU together with the product before it.
-    assert sum(launches(event) for event in events if event.name != 'aten::gelu') <= 56
+    # A GPU computes GELU together with the product before it. The heads of LightZero's main branch have norms.
+    most = 68 if IS_MAIN else 56
+    assert sum(launches(event) for event in events if event.name != 'aten::gelu') <= most
