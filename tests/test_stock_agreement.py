@@ -4,6 +4,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from lightzeros import IS_MAIN
 from models import build_model, kv_cache, observations, random_action
 from searches import PREDICTIONS, replay, search
 from test_world_model import MODELS
@@ -85,6 +86,8 @@ def test_reanalysis_equals_stock_at_children_of_the_roots(model_options):
     sequence = torch.stack([observations(model, 3, generator) for _ in range(2)]).flatten(0, 1)
     actions = np.array([[random_action(model, generator) for _ in range(2)] for _ in range(2)])
     timesteps = np.array([[4, 5], [8, 9]])
+    # Main's search is given those of all roots.
+    of_roots = np.pad(timesteps, ((0, 0), (0, 1))).reshape(-1) if IS_MAIN else timesteps
     outputs = []
     for twin in (model, stock):
         twin.world_model.reanalyze_phase = True
@@ -92,12 +95,12 @@ def test_reanalysis_equals_stock_at_children_of_the_roots(model_options):
         actions_of_roots = [random_action(model, torch.Generator().manual_seed(row)) for row in range(6)]
         children = torch.from_numpy(np.stack(actions_of_roots))
         outputs.append(twin.recurrent_inference(
-            [(root.latent_state.numpy(), children)], 0, [1] * 6, timesteps
+            [(root.latent_state.numpy(), children)], 0, [1] * 6, of_roots
         ))
     for name in PREDICTIONS:
         torch.testing.assert_close(getattr(outputs[0], name), getattr(outputs[1], name), **TOLERANCE)
     with_context = model.recurrent_inference(
-        [(outputs[0].latent_state.numpy(), children)], 1, [2] * 6, timesteps
+        [(outputs[0].latent_state.numpy(), children)], 1, [2] * 6, of_roots
     )
-    alone = stock.recurrent_inference([(outputs[1].latent_state.numpy(), children)], 1, [2] * 6, timesteps)
+    alone = stock.recurrent_inference([(outputs[1].latent_state.numpy(), children)], 1, [2] * 6, of_roots)
     assert (with_context.policy_logits - alone.policy_logits).abs().max() > 1e-3
