@@ -218,7 +218,7 @@ class KVCacheWorldModelMixin:
         try:
             yield
         finally:
-            vars(self)['_kv_cache_stock_runs'] = False
+            vars(self).pop('_kv_cache_stock_runs', None)
 
     def _apply(self, fn: Callable, *args: Any, **kwargs: Any) -> Any:
         before = self.transformer.ln_f.weight
