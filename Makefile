@@ -4,8 +4,8 @@ PYTHON ?=
 PYTEST_ARGS ?= --numprocesses 2 --dist loadfile
 SOAK_ARGS ?=
 LIGHTZERO ?=
-# What LightZero's main branch imports and the release does not.
-OF_MAIN := 'transformers<5' nltk simple_parsing line_profiler 'cython<4'
+# What LightZero's main branch is built with, and what it imports and the release does not.
+OF_MAIN := wheel 'transformers<5' nltk simple_parsing line_profiler 'cython<4'
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-main soak lint roms egl clean
