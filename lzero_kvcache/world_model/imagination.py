@@ -7,11 +7,11 @@ import torch
 from ..checks import choices, is_integer
 from ..search.contexts import SearchContexts
 from ..store import TokenStore
-from .cached_model import expected_bins
 from .forward import Forward
 from .latent_names import LatentNames, host_copy
 from .positions import SearchPositions, host_timesteps
 from .precision import at_least_float32
+from .search_model import scalars_of
 
 ACTION_CHOICES = ('greedy', 'sample')
 
@@ -111,12 +111,11 @@ def roll_out(
             longer = store.add(batch, model)
         store.release(held)
         held, policy = longer, outputs.policy[:, 0]
-        steps.append((
-            outputs.latents, _scalars(outputs.reward), _scalars(outputs.value),
-            policy, action
-        ))
+        steps.append((outputs.latents, outputs.host, policy, action))
     store.release(held)
-    return Imagination(*(torch.stack(column, dim=1) for column in zip(*steps)))
+    latents, predicted, policies, taken = (torch.stack(column, dim=1) for column in zip(*steps))
+    rewards, values = scalars_of(predicted.cpu()).to(predicted.device).unbind(-1)
+    return Imagination(latents, rewards, values, policies, taken)
 
 
 def _choose(world_model: Any, policy: torch.Tensor, choose: str, generator: Optional[torch.Generator]) -> torch.Tensor:
@@ -129,10 +128,3 @@ def _choose(world_model: Any, policy: torch.Tensor, choose: str, generator: Opti
         mean = mean + deviation * torch.randn(mean.shape, generator=generator, device=mean.device, dtype=mean.dtype)
     # The search squashes its sampled actions, too.
     return mean.tanh()
-
-
-def _scalars(logits: torch.Tensor, epsilon: float = 0.001) -> torch.Tensor:
-    # As 'search_nodes.unscaled', on the device.
-    bins = expected_bins(logits[:, 0])
-    root = ((1 + 4 * epsilon * (bins.abs() + 1 + epsilon)).sqrt() - 1) / (2 * epsilon)
-    return bins.sign() * (root ** 2 - 1)

@@ -30,11 +30,16 @@ class NumberedModel:
         outputs, children = self._world_model.kv_cache_inference.expand(
             self._world_model, self._search, np.asarray(nodes), actions, search_depth, start_pos
         )
-        scalars = torch.from_numpy(unscaled(outputs.host.numpy()[:, :2], square_root=_square_root))
+        scalars = scalars_of(outputs.host)
         return MZNetworkOutput(
             value=scalars[:, 1:], reward=scalars[:, :1], policy_logits=outputs.host[:, 2:],
             latent_state=torch.from_numpy(children)
         )
+
+
+def scalars_of(on_host: torch.Tensor) -> torch.Tensor:
+    """Rewards and values, [..., 2], in the environment's units, of what ``StepOutputs.host`` has, [..., 2 + size]."""
+    return torch.from_numpy(unscaled(on_host.numpy()[..., :2], square_root=_square_root))
 
 
 def _square_root(numbers: np.ndarray) -> np.ndarray:
