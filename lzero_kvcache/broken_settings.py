@@ -68,16 +68,7 @@ class BrokenSetting:
 def check_settings(
         policy: Mapping[str, Any], fields: Collection[str] = FIELDS, entry: Optional[str] = None
 ) -> None:
-    """
-    Overview:
-        Refuse what the release would die of.
-    Arguments:
-        - policy (:obj:`Mapping[str, Any]`): The policy's config, defaults included.
-        - fields (:obj:`Collection[str]`): Those of the policy that will be used.
-        - entry (:obj:`Optional[str]`): The entry that will run, if it is known.
-    Raises:
-        - ValueError: With key paths, values and the remedy.
-    """
+    """Refuse what the release would die of, as ``lightzero.LightZero.check_settings``."""
     for setting in BROKEN_SETTINGS:
         refusal = setting.refusal(policy, fields, entry)
         if refusal is not None:

@@ -9,7 +9,6 @@ from lzero.policy.unizero_ppo import UniZeroPPOPolicy
 
 from ..world_model import KVCacheWorldModelMixin, adoptable
 from .policy_hook import KVCachePolicyMixin
-from .statistics import with_run_hooks
 
 SEVERAL_TASKS = ('unizero_multitask', 'sampled_unizero_multitask')
 
@@ -39,21 +38,8 @@ class UniZeroPPOKVCachePolicy(KVCachePolicyMixin, UniZeroPPOPolicy):
         LightZero's ``UniZeroPPOPolicy`` with the managed cache, under the name that the stock entries insist on. It
         collects without a search: root contexts are all that it asks for then.
     """
-
-    @classmethod
-    def default_config(cls) -> EasyDict:
-        """
-        Overview:
-            The stock policy's default config and the hooks that report the cache's statistics.
-        """
-        return with_run_hooks(UniZeroPPOPolicy.default_config())
-
-    def default_model(self) -> tuple[str, list[str]]:
-        """
-        Overview:
-            The model's name in ``MODEL_REGISTRY`` and the modules that register it.
-        """
-        return 'UniZeroPPOKVCacheModel', ['lzero_kvcache.plugin']
+    stock_policy = UniZeroPPOPolicy
+    model_name = 'UniZeroPPOKVCacheModel'
 
 
 class SeveralTasks:

@@ -21,7 +21,7 @@ from .evaluator import mend_evaluator
 from .numbered_search import number_nodes
 from .rounds import check_rounds_early
 from .segment_timesteps import mend_segment_collector
-from .statistics import StatisticsReporter, say_that_stock_code_runs, step_listeners
+from .statistics import StatisticsReporter, say_that_stock_code_runs, step_listeners, with_run_hooks
 
 logger = logging.getLogger('lzero_kvcache')
 
@@ -35,6 +35,24 @@ class KVCachePolicyMixin(LIGHTZERO.last_steps):
         from its own history, for collect and for eval, and reports the cache's statistics. Without a managed cache the
         stock policy runs as it is.
     """
+    stock_policy: type
+    # In ``MODEL_REGISTRY``.
+    model_name: str
+
+    @classmethod
+    def default_config(cls) -> EasyDict:
+        """
+        Overview:
+            The stock policy's default config and the hooks that report the cache's statistics.
+        """
+        return with_run_hooks(cls.stock_policy.default_config())
+
+    def default_model(self) -> tuple[str, list[str]]:
+        """
+        Overview:
+            The model's name in ``MODEL_REGISTRY`` and the modules that register it.
+        """
+        return self.model_name, ['lzero_kvcache.plugin']
 
     def _create_model(self, cfg: EasyDict, model: Optional[torch.nn.Module] = None) -> torch.nn.Module:
         check_placement(cfg, 'policy')
